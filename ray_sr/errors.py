@@ -1,0 +1,42 @@
+"""The errors a user can cause, each with the exit code that the command line ends with.
+
+Every message is one line that says what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RaySRError(Exception):
+    """Base of all errors that are shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(RaySRError):
+    """A recipe or an option is wrong. Exit code 2."""
+
+    exit_code = 2
+
+
+class InputError(RaySRError):
+    """Some input is missing or unreadable. Exit code 3."""
+
+    exit_code = 3
+
+
+class ResourceError(RaySRError):
+    """Not enough memory, disk, devices or permissions. Exit code 4."""
+
+    exit_code = 4
+
+
+class ModelError(RaySRError):
+    """A checkpoint, model or weights file does not fit. Exit code 5."""
+
+    exit_code = 5
+
+
+class ClusterError(RaySRError):
+    """The cluster or a server cannot be reached or failed. Exit code 6."""
+
+    exit_code = 6

@@ -1,0 +1,78 @@
+"""What cannot go together in a recipe, found when it is read and not hours later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray_sr.recipe import Recipe
+
+
+def contradictions(recipe: Recipe) -> list[str]:
+    """One sentence for each pair of settings that cannot be used together, with the remedy."""
+    checks = (_stages, _scale, _crops, _workers, _degradation, _schedules)
+    return [sentence for check in checks for sentence in check(recipe)]
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    if recipe.pretrain is None and recipe.gan is None:
+        yield "no stage: add pretrain, gan or both"
+    if recipe.gan and recipe.discriminator is None:
+        yield "the gan stage needs a discriminator: add one"
+
+
+def _scale(recipe: Recipe) -> Iterator[str]:
+    if recipe.scale not in recipe.generator.scales:
+        offered = ", ".join(f"x{scale}" for scale in recipe.generator.scales)
+        yield f"generator {recipe.generator.kind} has no x{recipe.scale}: it offers {offered}"
+
+
+def _crops(recipe: Recipe) -> Iterator[str]:
+    crop, critic = recipe.data.crop, recipe.discriminator
+    if crop % recipe.scale:
+        yield f"data.crop {crop} is not a multiple of scale {recipe.scale}"
+    if critic is None:
+        return
+    if crop < critic.minimum_crop:
+        yield f"discriminator {critic.kind} needs data.crop {critic.minimum_crop} or more, not {crop}"
+    made_for = getattr(critic, "input_size", None)
+    if made_for is not None and made_for != crop:
+        yield f"discriminator {critic.kind} is made for {made_for} px, data.crop is {crop}: make them equal"
+
+
+def _workers(recipe: Recipe) -> Iterator[str]:
+    batch, workers = recipe.data.batch, recipe.training.workers
+    if batch % workers:
+        yield f"data.batch {batch} cannot be divided among training.workers {workers}"
+    elif (batch // workers) % recipe.data.crops_per_image:
+        yield (
+            f"data.crops_per_image {recipe.data.crops_per_image} does not divide the batch of one worker, "
+            f"{batch // workers}"
+        )
+
+
+def _degradation(recipe: Recipe) -> Iterator[str]:
+    kinds = [step.kind for step in recipe.degradation]
+    shrinking = sum(kind in ("downscale", "second_order") for kind in kinds)
+    if "pairs" in kinds:
+        if kinds != ["pairs"]:
+            yield "degradation pairs stands alone: the input photos come from a folder as they are"
+    elif recipe.scale == 1 and "downscale" in kinds:
+        yield "scale 1 has nothing to downscale: remove that degradation step"
+    elif recipe.scale > 1 and shrinking != 1:
+        yield f"x{recipe.scale} needs one downscale or second_order step in degradation, not {shrinking}"
+
+
+def _schedules(recipe: Recipe) -> Iterator[str]:
+    for name in ("pretrain", "gan"):
+        stage = getattr(recipe, name)
+        if stage is None:
+            continue
+        schedule = stage.schedule
+        if schedule.kind == "multistep" and not schedule.milestones:
+            yield f"{name}.schedule multistep needs milestones"
+        if schedule.milestones != sorted(schedule.milestones):
+            yield f"{name}.schedule.milestones are not in rising order"
+        if schedule.kind == "linear" and schedule.start >= stage.steps:
+            yield f"{name}.schedule.start {schedule.start} is not before the last step {stage.steps}"
