@@ -104,12 +104,8 @@ class AdversarialSpec(Section):
     )
     weight: Positive = Field(1e-3, description="factor of the generator's adversarial term")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="real labels become 1 - this (bce, lsgan)")
-    label_noise: float = Field(
-        0.0, ge=0, lt=0.5, description="labels move inwards by U(0, this) (bce, lsgan)"
-    )
-    weight_clip: Positive | None = Field(
-        None, description="clip the critic's weights to ± this (wasserstein)"
-    )
+    label_noise: float = Field(0.0, ge=0, lt=0.5, description="labels move inwards by U(0, this) (bce, lsgan)")
+    weight_clip: Positive | None = Field(None, description="clip the critic's weights to ± this (wasserstein)")
     gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
     critic_updates: int = Field(1, ge=1, le=20, description="discriminator updates for each generator update")
 
@@ -119,6 +115,8 @@ class AdversarialSpec(Section):
             raise ValueError(f"weight_clip belongs to wasserstein, not to {self.kind}: remove it")
         if self.kind not in ("bce", "lsgan") and (self.label_smoothing or self.label_noise):
             raise ValueError(f"{self.kind} has no labels: remove label_smoothing and label_noise")
+        if self.label_smoothing + self.label_noise >= 0.5:
+            raise ValueError("label_smoothing and label_noise together must stay below 0.5")
         return self
 
 
@@ -236,14 +234,10 @@ DegradationSpec = Annotated[
 class DataSpec(Section):
     """Shards and how crops are cut from them."""
 
-    shards: str | None = Field(
-        None, description="folder or URI made by `ray-sr data prepare`; --data overrides"
-    )
+    shards: str | None = Field(None, description="folder or URI made by `ray-sr data prepare`; --data overrides")
     crop: int = Field(96, ge=8, le=2048, description="side of an HR crop in pixels")
     batch: int = Field(16, ge=1, le=4096, description="crops in a training step, all workers together")
-    crops_per_image: int = Field(
-        4, ge=1, le=256, description="crops cut from a sub-image each time it is decoded"
-    )
+    crops_per_image: int = Field(4, ge=1, le=256, description="crops cut from a sub-image each time it is decoded")
     flips: bool = Field(True, description="flip crops at random")
     rotations: bool = Field(True, description="turn crops by 90 degrees at random")
     cache: Literal["auto", "memory", "stream"] = Field(
@@ -276,9 +270,7 @@ class ScheduleSpec(Section):
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     milestones: list[int] = Field([], description="multistep: steps at which the rate is multiplied by gamma")
     gamma: float = Field(0.5, gt=0, le=1, description="multistep: factor at each milestone")
-    final: float = Field(
-        0.0, ge=0, le=1, description="cosine, linear: rate at the end, as share of the first"
-    )
+    final: float = Field(0.0, ge=0, le=1, description="cosine, linear: rate at the end, as share of the first")
     start: int = Field(0, ge=0, description="linear: step at which the decay begins")
 
 
@@ -326,9 +318,7 @@ class TrainingSpec(Section):
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")
-    max_failures: int = Field(
-        3, ge=0, description="how often a lost worker is replaced from the last checkpoint"
-    )
+    max_failures: int = Field(3, ge=0, description="how often a lost worker is replaced from the last checkpoint")
 
 
 class Recipe(Section):
@@ -373,5 +363,5 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if found := contradictions(self):
-            raise ValueError("; ".join(found))
+            raise ValueError("\n".join(found))
         return self

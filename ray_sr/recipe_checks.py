@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def contradictions(recipe: Recipe) -> list[str]:
     """One sentence for each pair of settings that cannot be used together, with the remedy."""
-    checks = (_stages, _scale, _crops, _workers, _degradation, _schedules)
+    checks = (_stages, _scale, _crops, _features, _workers, _degradation, _schedules)
     return [sentence for check in checks for sentence in check(recipe)]
 
 
@@ -20,6 +20,10 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield "no stage: add pretrain, gan or both"
     if recipe.gan and recipe.discriminator is None:
         yield "the gan stage needs a discriminator: add one"
+    if recipe.gan and getattr(recipe.discriminator, "sigmoid", False):
+        kind = recipe.gan.adversarial.kind
+        if kind not in ("wasserstein", "lsgan"):
+            yield f"gan.adversarial {kind} takes logits: set discriminator.sigmoid to false"
 
 
 def _scale(recipe: Recipe) -> Iterator[str]:
@@ -39,6 +43,13 @@ def _crops(recipe: Recipe) -> Iterator[str]:
     made_for = getattr(critic, "input_size", None)
     if made_for is not None and made_for != crop:
         yield f"discriminator {critic.kind} is made for {made_for} px, data.crop is {crop}: make them equal"
+
+
+def _features(recipe: Recipe) -> Iterator[str]:
+    losses = [loss for stage in (recipe.pretrain, recipe.gan) if stage for loss in stage.losses]
+    deep = any(loss.kind == "perceptual" and any("conv5" in name for name in loss.layers) for loss in losses)
+    if deep and recipe.data.crop < 16:
+        yield f"perceptual layers of block 5 need data.crop 16 or more, not {recipe.data.crop}"
 
 
 def _workers(recipe: Recipe) -> Iterator[str]:

@@ -1,0 +1,104 @@
+"""HR to LR: the steps of a recipe's degradation, applied to crops in batches or to whole photos.
+
+Each image depends on its own pixels and its own generator of random numbers alone: the same pixels come out
+alone or in a batch, on one worker or on sixteen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from ray_sr.degradations.compression import compress
+from ray_sr.degradations.kernels import blur
+from ray_sr.degradations.motion import motion_blur
+from ray_sr.degradations.noise import add_noise
+from ray_sr.degradations.pixels import to_uint8, to_unit
+from ray_sr.degradations.resizing import shrink
+from ray_sr.degradations.second_order import second_order
+from ray_sr.errors import InputError, RecipeError
+from ray_sr.recipe import (
+    BlurSpec,
+    CompressionSpec,
+    DegradationSpec,
+    DownscaleSpec,
+    MotionBlurSpec,
+    NoiseSpec,
+    PairsSpec,
+    SecondOrderSpec,
+)
+
+__all__ = ["degrade"]
+
+_BLOCK_VALUES = 2**19  # values degraded together: 2 MiB as float32, so that a block stays in the cache
+
+
+def degrade(
+    hr: np.ndarray, steps: Sequence[DegradationSpec], scale: int, rngs: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """Degrades uint8 N×H×W×3 by `steps`, in their order, to uint8 N×H/scale×W/scale×3.
+
+    `rngs` holds one generator for each image. Values stay float32 from the first step to the last, except
+    inside codecs; they are clamped and rounded half up at the end.
+
+    Raises InputError where a side is no multiple of `scale`, RecipeError where the steps make another size
+    or are `pairs`, ValueError for another dtype, shape or number of generators.
+    """
+    _check(hr, scale, rngs)
+    images = max(1, _BLOCK_VALUES // hr[0].size)
+    blocks = (slice(start, start + images) for start in range(0, len(hr), images))
+    return np.concatenate([_degrade_block(hr[block], steps, scale, rngs[block]) for block in blocks])
+
+
+def _degrade_block(
+    hr: np.ndarray, steps: Sequence[DegradationSpec], scale: int, rngs: Sequence[np.random.Generator]
+) -> np.ndarray:
+    batch = to_unit(hr)
+    for step in steps:
+        batch = _apply(step, batch, scale, rngs)
+    if batch.shape[-2] * scale != hr.shape[1] or batch.shape[-1] * scale != hr.shape[2]:
+        kinds = ", ".join(step.kind for step in steps)
+        raise RecipeError(f"degradation [{kinds}] does not shrink by {scale}: give it one downscale step")
+    return to_uint8(batch)
+
+
+def _check(hr: np.ndarray, scale: int, rngs: Sequence[np.random.Generator]) -> None:
+    if hr.dtype != np.uint8 or hr.ndim != 4 or hr.shape[3] != 3 or 0 in hr.shape:
+        raise ValueError(f"expected uint8 N×H×W×3, not empty, got {hr.dtype} of shape {hr.shape}")
+    if len(rngs) != len(hr):
+        raise ValueError(f"{len(hr)} images need as many generators, got {len(rngs)}")
+    if hr.shape[1] % scale or hr.shape[2] % scale:
+        raise InputError(f"an image of {hr.shape[2]}×{hr.shape[1]} px cannot be divided by {scale}: crop it")
+
+
+def _apply(
+    step: DegradationSpec, batch: torch.Tensor, scale: int, rngs: Sequence[np.random.Generator]
+) -> torch.Tensor:
+    match step:
+        case DownscaleSpec():
+            return shrink(batch, step.method, scale)
+        case BlurSpec():
+            return _each(batch, rngs, lambda image, rng: blur(image, step, rng))
+        case NoiseSpec():
+            return _each(batch, rngs, lambda image, rng: add_noise(image, step, rng))
+        case CompressionSpec():
+            return _each(batch, rngs, lambda image, rng: compress(image, step, rng))
+        case SecondOrderSpec():
+            return _each(batch, rngs, lambda image, rng: second_order(image, step, scale, rng))
+        case MotionBlurSpec():
+            return _each(batch, rngs, lambda image, rng: motion_blur(image, step, rng))
+        case PairsSpec():
+            raise RecipeError(
+                "degradation pairs makes no input photo: prepare the data with `data prepare --inputs`"
+            )
+
+
+def _each(
+    batch: torch.Tensor,
+    rngs: Sequence[np.random.Generator],
+    degrade_one: Callable[[torch.Tensor, np.random.Generator], torch.Tensor],
+) -> torch.Tensor:
+    """Degrades image by image: sizes, kernels and codecs differ, and no image can touch another."""
+    return torch.stack([degrade_one(image, rng) for image, rng in zip(batch, rngs, strict=True)])

@@ -1,0 +1,77 @@
+"""`ray-sr`: the command line. Thin: each command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 unexpected; 2 usage or recipe; 3 some input missing or unreadable (the rest is
+done); 4 resources; 5 checkpoint or model does not fit; 6 cluster or server; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from ray_sr import __version__
+from ray_sr.commands.data import data
+from ray_sr.commands.recipes import recipes
+from ray_sr.commands.train import report, train
+from ray_sr.errors import RaySRError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ray-sr")
+@click.option("-v", "--verbose", is_flag=True, help="Show the logs of Ray and its workers.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+def cli(verbose: bool, debug: bool) -> None:
+    """Train and serve image super-resolution and deblurring GANs on Ray.
+
+    photographs -> `data prepare` -> shards -> `train` -> run -> `models publish` -> model
+    -> `upscale`, `serve`
+    """
+
+
+for command in (data, recipes, train, report):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with a documented code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    code = _run(arguments, debug)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        result = cli.main(args=arguments, prog_name="ray-sr", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except RaySRError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        text = str(error).splitlines()
+        click.echo(f"error: unexpected {type(error).__name__}: {text[0] if text else ''}", err=True)
+        click.echo("this is a defect of ray-sr: --debug shows where", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Connects to Ray: the cluster of RAY_ADDRESS, or a Ray of this process's own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from ray_sr.errors import ClusterError
+from ray_sr.storage import first_line
+
+# Ray reads these when it starts; what a user has set wins.
+_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is shown twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers and driver
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES of workers without GPUs
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+def connect(verbose: bool = False) -> None:
+    """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), else start Ray on this machine.
+
+    Raises ClusterError where the cluster cannot be reached.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address := os.environ.get("RAY_ADDRESS"):
+        _prepare(verbose)
+        try:
+            ray.init(address=address, logging_level=_level(verbose), log_to_driver=verbose)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ClusterError(f"cannot reach the Ray cluster at {address}: {first_line(error)}") from None
+    else:
+        local_ray(verbose=verbose)
+
+
+def local_ray(
+    cpus: int | None = None,
+    *,
+    temporary: str | None = None,
+    object_store_bytes: int | None = None,
+    verbose: bool = False,
+) -> None:
+    """Start Ray on this machine for this process alone, without a dashboard.
+
+    `cpus` is by default the machine's, but 2 at least: one trains while the other makes crops.
+    """
+    import ray
+
+    _prepare(verbose)
+    options: dict[str, Any] = {"_temp_dir": temporary} if temporary else {}
+    ray.init(
+        address="local",
+        num_cpus=cpus or max(2, len(os.sched_getaffinity(0))),
+        include_dashboard=False,
+        configure_logging=True,
+        logging_level=_level(verbose),
+        log_to_driver=verbose,
+        object_store_memory=object_store_bytes,
+        **options,
+    )
+
+
+def disconnect() -> None:
+    """Leave the cluster, or end the Ray that `connect` started."""
+    import ray
+
+    ray.shutdown()
+
+
+def _prepare(verbose: bool) -> None:
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.train", "ray.serve"):
+        logging.getLogger(name).setLevel(_level(verbose))
+
+
+def _level(verbose: bool) -> int:
+    return logging.INFO if verbose else logging.ERROR

@@ -1,0 +1,53 @@
+"""What the commands share: their options, and results on stdout as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def recipe_option(required: bool = True) -> Decorator:
+    text = "Recipe: a name from `ray-sr recipes list`, or a YAML file."
+    return click.option("-c", "--recipe", "recipe_name", required=required, metavar="RECIPE", help=text)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(command)
+
+
+def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Model store: a folder or URI (default: $RAY_SR_STORE, else ~/.ray-sr/models)."
+    return click.option("--store", metavar="STORE", help=text)(command)
+
+
+def overrides_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+
+
+def show(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """The result of a command on stdout."""
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
+
+
+def note(text: str) -> None:
+    """A line for people on stderr."""
+    click.echo(text, err=True)
+
+
+def is_verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("verbose"))
+
+
+def connect_ray() -> None:
+    from ray_sr.cluster import connect
+
+    if sys.stderr.isatty() or is_verbose():
+        note("connecting to Ray …")
+    connect(verbose=is_verbose())

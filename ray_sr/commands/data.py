@@ -1,0 +1,123 @@
+"""`ray-sr data`: photographs -> shards, and looking at them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
+from ray_sr.errors import InputError
+
+
+@click.group()
+def data() -> None:
+    """Make, check and look at shards."""
+
+
+@data.command()
+@click.argument("photos", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="SHARDS", help="Folder or URI to write the shards to.")
+@click.option("--sub-image", default=480, show_default=True, help="Side of a sub-image in pixels.")
+@click.option("--step", default=240, show_default=True, help="Distance between sub-images in pixels.")
+@click.option("--minimum", default=96, show_default=True, help="Leave out photos with a smaller side.")
+@click.option("--encoding", type=click.Choice(["webp", "png", "raw"]), default="webp", show_default=True)
+@click.option("--validation", default=0.05, show_default=True, type=click.FloatRange(0, 0.5),
+              help="Share of the photos held out for validation.")  # fmt: skip
+@click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
+@json_option
+def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: tuple[str, ...], as_json: bool,
+            **cutting: Any) -> None:  # fmt: skip
+    """Cut PHOTOS (folders, globs, files, URIs) into Parquet shards.
+
+    Photos that cannot be read or are too small are named and left out; the exit code is then 3.
+    Run again after a break, it makes only the shards that are missing.
+    """
+    from pydantic import ValidationError
+
+    from ray_sr.data.manifest import Cutting
+    from ray_sr.data.sources import find_photos
+    from ray_sr.progress import Progress
+
+    try:
+        how = Cutting(**cutting)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise click.UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
+    found = find_photos(photos)
+    note(f"{len(found)} photos, {sum(photo.size for photo in found) / 2**20:.0f} MiB")
+    connect_ray()
+    from ray_sr.data.shards import prepare as make_shards
+
+    with Progress("preparing", len(found), "photos", quiet=as_json) as progress:
+
+        def count(record: dict[str, Any]) -> None:
+            if record["reason"]:
+                progress.say(f"left out: {record['name']}: {record['reason']}")
+            progress.advance()
+
+        made = make_shards(found, output, cutting=how, validation=validation, hold_out=hold_out, progress=count)
+    manifest = made.manifest
+    size = sum(shard.bytes for shard in manifest.shards)
+    summary = {
+        "shards": output,
+        "photos": manifest.photos,
+        "left_out": [{"name": photo["name"], "reason": photo["reason"]} for photo in made.left_out],
+        "sub_images": manifest.rows("train"),
+        "bytes": size,
+    }
+    show(
+        summary,
+        f"{output}: {manifest.rows('train')} sub-images of {manifest.photos['train']} photos, "
+        f"{manifest.photos['validation']} photos held out, {manifest.left_out} left out; "
+        f"{len(manifest.shards)} shards, {size / 2**20:.0f} MiB",
+        as_json,
+    )
+    unreadable = [photo for photo in made.left_out if not photo["height"]]
+    if unreadable:
+        raise InputError(f"{len(unreadable)} of {len(found)} photos could not be read, they are named above")
+
+
+@data.command()
+@click.argument("shards")
+@json_option
+def check(shards: str, as_json: bool) -> None:
+    """Compare every shard with the manifest; names what is damaged or missing (exit code 3)."""
+    from ray_sr.data.checking import damaged_shards
+    from ray_sr.data.manifest import read_manifest
+
+    manifest = read_manifest(shards)
+    damage = damaged_shards(shards, manifest)
+    lines = [f"{file}: {reason}" for file, reason in damage.items()]
+    show(
+        {"shards": len(manifest.shards), "damaged": damage},
+        "\n".join([*lines, f"{len(manifest.shards) - len(damage)} of {len(manifest.shards)} shards are whole"]),
+        as_json,
+    )
+    if damage:
+        raise InputError(f"{shards}: {len(damage)} damaged shards: make them again with `ray-sr data prepare`")
+
+
+@data.command()
+@click.argument("shards")
+@json_option
+def info(shards: str, as_json: bool) -> None:
+    """Counts, sizes and split of a shard set."""
+    from ray_sr.data.checking import describe
+
+    facts, text = describe(shards)
+    show(facts, text, as_json)
+
+
+@data.command()
+@recipe_option()
+@overrides_argument
+@click.option("--photos", multiple=True, metavar="PHOTOS", help="Photos to show (default: those of scikit-image).")
+@click.option("-o", "--output", default="preview.png", show_default=True, metavar="PNG")
+def preview(recipe_name: str, overrides: tuple[str, ...], photos: tuple[str, ...], output: str) -> None:
+    """A contact sheet of what a recipe's degradation does to photos."""
+    from ray_sr.data.checking import preview_sheet
+    from ray_sr.recipe_reader import load_recipe
+
+    preview_sheet(load_recipe(recipe_name, overrides), photos, output)
+    click.echo(output)

@@ -1,0 +1,73 @@
+"""`ray-sr recipes`: what can be trained, and whether a recipe of one's own is right."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ray_sr.commands.common import json_option, overrides_argument, show
+
+
+@click.group()
+def recipes() -> None:
+    """List, show and check recipes."""
+
+
+@recipes.command("list")
+@json_option
+def list_recipes(as_json: bool) -> None:
+    """Names of the recipes that come with ray-sr, with what each is for."""
+    from ray_sr.recipe_reader import load_recipe, recipe_names
+
+    described = {name: load_recipe(name).description for name in recipe_names()}
+    width = max(map(len, described))
+    text = "\n".join(f"{name:{width}}  {description}" for name, description in described.items())
+    show({"recipes": described}, text, as_json)
+
+
+@recipes.command("show")
+@click.argument("name")
+@overrides_argument
+@click.option("--networks", is_flag=True, help="Show the networks with their parameter counts instead.")
+@json_option
+def show_recipe(name: str, overrides: tuple[str, ...], networks: bool, as_json: bool) -> None:
+    """The recipe NAME (or file) with every default written out, as YAML that can be edited and trained."""
+    from ray_sr.recipe_reader import load_recipe, recipe_yaml
+
+    recipe = load_recipe(name, overrides)
+    if not networks:
+        show(recipe.dump(), recipe_yaml(recipe).rstrip(), as_json)
+        return
+    from ray_sr.models import build_discriminator, build_generator, count_parameters
+
+    counts: dict[str, Any] = {"generator": count_parameters(build_generator(recipe.network))}
+    if recipe.discriminator:
+        critic = build_discriminator(recipe.discriminator, recipe.data.crop, recipe.value_range)
+        counts["discriminator"] = count_parameters(critic)
+    lines = [
+        f"{part:13}  {getattr(recipe, part).kind:12}  {count['parameters']:>11,} parameters: "
+        f"{count['trainable']:,} trainable, {count['buffers']:,} buffers"
+        for part, count in counts.items()
+    ]
+    show(counts, "\n".join(lines), as_json)
+
+
+@recipes.command("check")
+@click.argument("file")
+@overrides_argument
+def check_recipe(file: str, overrides: tuple[str, ...]) -> None:
+    """Check a recipe: all errors at once, each with its line."""
+    from ray_sr.recipe_reader import load_recipe
+
+    recipe = load_recipe(file, overrides)
+    click.echo(f"{file}: right ({recipe.generator.kind} x{recipe.scale}, {recipe.total_steps:,} steps)")
+
+
+@recipes.command("schema")
+def schema() -> None:
+    """The JSON schema of recipes, for editors that complete and check YAML."""
+    from ray_sr.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(), indent=1))

@@ -1,0 +1,81 @@
+"""`ray-sr train` and `ray-sr report`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
+
+
+@click.command()
+@recipe_option()
+@overrides_argument
+@click.option("--data", "shards", metavar="SHARDS", help="Shards of `ray-sr data prepare`.")
+@click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
+@json_option
+def train(
+    recipe_name: str,
+    overrides: tuple[str, ...],
+    shards: str | None,
+    output: str | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train RECIPE, both stages, with key=value overrides (data.batch=32 gan.steps=50000).
+
+    Ctrl-C saves a checkpoint and stops with exit code 130; --resume goes on.
+    """
+    from ray_sr.recipe_reader import load_recipe
+
+    recipe = load_recipe(recipe_name, overrides)
+    if resume and output is None:
+        raise click.UsageError("--resume needs the folder of the run: -o RUN")
+    folder = output or f"runs/{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    connect_ray()
+    from ray_sr.training.launch import train as launch
+    from ray_sr.training.progress import TrainingProgress
+    from ray_sr.training.runs import Run
+
+    run = Run.at(folder)
+    if resume:
+        _say_changes(Run.existing(folder).recipe().dump(), recipe.dump())
+    with TrainingProgress(recipe, quiet=as_json) as progress:
+        trained = launch(recipe, run, shards=shards, resume=resume, listen=progress.hear)
+    generator = str(run.generator())
+    text = f"{run.folder}: {trained.step} steps done"
+    if "psnr_y" in trained.metrics:
+        gain = trained.metrics["psnr_y"] - trained.metrics["bicubic_psnr_y"]
+        text += f", PSNR-Y {trained.metrics['psnr_y']:.2f} dB on the held-out photos ({gain:+.2f} dB to bicubic)"
+    result = {"run": str(run.folder), "step": trained.step, "metrics": trained.metrics, "generator": generator}
+    show(result, f"{text}\ngenerator: {generator}", as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("-o", "--output", metavar="HTML", help="File to write (default: RUN/report.html).")
+def report(run: str, output: str | None) -> None:
+    """One HTML page of a run: curves, pictures, recipe, versions; also while it goes on."""
+    from ray_sr.report import write_report
+    from ray_sr.training.runs import Run
+
+    click.echo(write_report(Run.existing(run), Path(output) if output else None))
+
+
+def _say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Name what a resumed run does otherwise than it began: the recipe given now wins."""
+    for key, (old, new) in sorted(_differences(before, now).items()):
+        note(f"resuming with {key}={new} (was {old})")
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in before.keys() | now.keys():
+            found |= _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return {} if before == now else {prefix: (before, now)}

@@ -1,0 +1,118 @@
+"""What a shard folder holds: manifest.json with totals and shards, photos.parquet with every photo."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+from pydantic import Field, ValidationError
+
+from ray_sr.errors import InputError
+from ray_sr.recipe_networks import Section
+from ray_sr.storage import exists, first_line, open_filesystem, read_file, write_file
+
+MANIFEST = "manifest.json"
+PHOTOS = "photos.parquet"
+FORMAT = 1
+
+Split = Literal["train", "validation"]
+Encoding = Literal["webp", "png", "raw"]
+
+
+class Cutting(Section):
+    """How photos become rows of shards."""
+
+    sub_image: int = Field(480, ge=16, description="side of a sub-image in pixels")
+    step: int = Field(240, ge=16, description="distance between sub-images in pixels")
+    minimum: int = Field(96, ge=8, description="photos with a smaller side are left out")
+    encoding: Encoding = Field("webp", description="lossless encoding of the pixels: webp, png, raw (zstd)")
+
+
+class Shard(Section):
+    """One Parquet file of sub-images (train) or whole photos (validation)."""
+
+    file: str
+    split: Split
+    rows: int
+    bytes: int
+    pixels: int
+    sha256: str
+
+
+class Manifest(Section):
+    """The totals of a shard set; `digest` changes whenever any pixel of it does."""
+
+    format: Literal[1] = 1
+    cutting: Cutting
+    photos: dict[Split, int]
+    left_out: int
+    shards: list[Shard]
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps([shard.sha256 for shard in self.shards])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def of_split(self, split: Split) -> list[Shard]:
+        return [shard for shard in self.shards if shard.split == split]
+
+    def rows(self, split: Split) -> int:
+        return sum(shard.rows for shard in self.of_split(split))
+
+    def pixels(self, split: Split) -> int:
+        return sum(shard.pixels for shard in self.of_split(split))
+
+
+PHOTO_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("name", pa.string()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("split", pa.string()),
+        ("rows", pa.int32()),
+        ("reason", pa.string()),
+        ("warnings", pa.string()),
+    ]
+)
+
+
+def write_manifest(
+    filesystem: pafs.FileSystem, folder: str, manifest: Manifest, photos: list[dict[str, object]]
+) -> None:
+    """Write photos.parquet, then manifest.json: readers take a folder without the latter as unfinished."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(photos, PHOTO_SCHEMA), sink, compression="zstd")
+    write_file(filesystem, f"{folder}/{PHOTOS}", sink.getvalue())
+    text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False)
+    write_file(filesystem, f"{folder}/{MANIFEST}", text.encode())
+
+
+def read_manifest(shards: str) -> Manifest:
+    """The manifest of a shard set; InputError where there is none or it is not one."""
+    filesystem, folder = open_filesystem(shards)
+    path = f"{folder}/{MANIFEST}"
+    try:
+        text = read_file(filesystem, path)
+    except OSError as error:
+        if exists(filesystem, folder) and not exists(filesystem, path):
+            raise InputError(
+                f"{shards}: no {MANIFEST} here: not a shard folder, or `ray-sr data prepare` did not finish"
+            ) from None
+        raise InputError(f"{shards}: cannot read the shards: {first_line(error)}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{path}: not a manifest of this version: {error.errors()[0]['msg']}") from None
+
+
+def read_photos(shards: str) -> list[dict[str, object]]:
+    """Every photo that `data prepare` saw: source, size, hash, split, or the reason it was left out."""
+    filesystem, folder = open_filesystem(shards)
+    return pq.read_table(f"{folder}/{PHOTOS}", filesystem=filesystem).to_pylist()

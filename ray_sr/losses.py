@@ -1,0 +1,320 @@
+"""Losses of the generator and of the discriminator.
+
+Photos are float32 RGB N×3×H×W in [0, 1] (the generator's output may leave that range; under autocast it
+may be bfloat16). Every loss is a scalar, computed in float32, not multiplied by its weight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ray_sr.features import FeatureNetwork, load_feature_network
+from ray_sr.recipe import (
+    AdversarialSpec,
+    ColourLossSpec,
+    FeaturesSpec,
+    LossSpec,
+    PerceptualLossSpec,
+    PixelLossSpec,
+    TotalVariationSpec,
+)
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+# -------------------------------------------------------------------------------------- content losses
+
+
+class ContentLoss(nn.Module):
+    """One term of the generator's content loss: `forward(sr, hr)` is the scalar, `weight` its factor."""
+
+    def __init__(self, name: str, weight: float, distance: Distance) -> None:
+        super().__init__()
+        self.name = name
+        self.weight = weight
+        self.distance = distance
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        loss: Tensor = self.distance(sr.float(), hr.float())
+        return loss
+
+
+def build_content_losses(
+    specs: Iterable[LossSpec],
+    features: FeaturesSpec,
+    device: torch.device | str = "cpu",
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[ContentLoss]:
+    """The terms in the order of `specs`, on `device`; names are unique ("l1", "perceptual_vgg19", "l1_2").
+
+    Raises the errors of `features.load_feature_network` for perceptual losses.
+    """
+    names: Counter[str] = Counter()
+    terms = []
+    for spec in specs:
+        name = f"perceptual_{spec.network}" if isinstance(spec, PerceptualLossSpec) else spec.kind
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name}_{names[name]}"
+        term = ContentLoss(name, spec.weight, _distance(spec, features))
+        terms.append(term.to(device).to(memory_format=memory_format))
+    return terms
+
+
+def _distance(spec: LossSpec, features: FeaturesSpec) -> Distance:
+    match spec:
+        case PixelLossSpec(kind="l1"):
+            return F.l1_loss
+        case PixelLossSpec(kind="mse"):
+            return F.mse_loss
+        case PixelLossSpec():
+            return lambda sr, hr: charbonnier(sr, hr, spec.eps)
+        case PerceptualLossSpec():
+            network = load_feature_network(
+                spec.network,
+                spec.layers,
+                weights=features.weights,
+                activation=spec.activation,
+                normalise=spec.normalise,
+            )
+            distance = F.mse_loss if spec.distance == "mse" else F.l1_loss
+            return PerceptualDistance(network, spec.layers, distance)
+        case ColourLossSpec(kind="mean_colour"):
+            return mean_colour_distance
+        case ColourLossSpec():
+            return lambda sr, hr: histogram_distance(sr, hr, spec.bins)
+        case TotalVariationSpec():
+            return lambda sr, hr: total_variation(sr)
+
+
+def charbonnier(sr: Tensor, hr: Tensor, eps: float) -> Tensor:
+    """Mean of sqrt(d² + eps²) over all values (LapSRN, arXiv 1710.01992)."""
+    return ((sr - hr).square() + eps**2).sqrt().mean()
+
+
+class PerceptualDistance(nn.Module):
+    """Weighted sum over layers of a distance between feature maps (SRGAN, arXiv 1609.04802, eq. 5).
+
+    A layer's distance is the mean over all elements: photos, channels and positions. Eq. 5 divides the sum
+    over channels by W·H only, which is C times as much (512 times at conv5_4). The paper also divides the
+    maps by 12.75, which is a factor of 0.00615 on the loss; here such factors belong in the recipe's weight.
+    Caffe-trained weights see values up to 255: their maps, and this loss, are far larger than torchvision's.
+    """
+
+    def __init__(self, network: FeatureNetwork, layers: dict[str, float], distance: Distance) -> None:
+        super().__init__()
+        self.network = network
+        self.layers = dict(layers)
+        self.distance = distance
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.network(hr)
+        output = self.network(sr)
+        terms = [
+            weight * self.distance(output[name].float(), target[name].float())
+            for name, weight in self.layers.items()
+        ]
+        return torch.stack(terms).sum()
+
+
+def mean_colour_distance(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference between the mean colours of each photo."""
+    return F.l1_loss(sr.mean(dim=(2, 3)), hr.mean(dim=(2, 3)))
+
+
+def histogram_distance(sr: Tensor, hr: Tensor, bins: int) -> Tensor:
+    """L1 distance of the soft histograms of every channel, mean over photos and channels; in [0, 2]."""
+    difference = soft_histogram(sr, bins) - soft_histogram(hr, bins)
+    return difference.abs().sum(dim=2).mean()
+
+
+def soft_histogram(values: Tensor, bins: int) -> Tensor:
+    """Histogram of every channel, N×C×bins summing to 1, by a triangular kernel; differentiable.
+
+    Bin centres are i / (bins - 1). A value is shared by the two centres beside it in proportion to its
+    nearness, so the histogram moves smoothly with it. Values outside [0, 1] count in the outermost bins.
+    """
+    position = values.flatten(2).clamp(0, 1) * (bins - 1)
+    lower = position.detach().floor().clamp(max=bins - 2)
+    share = (position - lower) / position.shape[2]  # of the upper centre
+    index = lower.long()
+    histogram = torch.zeros(*position.shape[:2], bins, dtype=position.dtype, device=position.device)
+    histogram = histogram.scatter_add(2, index, 1 / position.shape[2] - share)
+    return histogram.scatter_add(2, index + 1, share)
+
+
+def total_variation(photos: Tensor) -> Tensor:
+    """Anisotropic total variation: mean absolute difference of neighbours, across plus down."""
+    across = (photos[..., :, 1:] - photos[..., :, :-1]).abs().mean()
+    down = (photos[..., 1:, :] - photos[..., :-1, :]).abs().mean()
+    return across + down
+
+
+# ----------------------------------------------------------------------------------- adversarial losses
+
+
+def _bce(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def _least_squares(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits, labels)
+
+
+def _hinge(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.relu(1 + (1 - 2 * labels) * logits).mean()
+
+
+def _linear(logits: Tensor, labels: Tensor) -> Tensor:
+    return ((1 - 2 * labels) * logits).mean()
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Criteria of logits against labels (1 real, 0 fake), and their factors."""
+
+    critic: Distance
+    generator: Distance
+    critic_factor: float
+    generator_factor: float = 1.0
+    boundary: float | None = 0.0  # logit between real and fake; None: logits mean something only compared
+
+
+_KINDS = {
+    "bce": _Kind(_bce, _bce, critic_factor=0.5),
+    "lsgan": _Kind(_least_squares, _least_squares, critic_factor=0.5, generator_factor=0.5, boundary=0.5),
+    "hinge": _Kind(_hinge, _linear, critic_factor=1.0),
+    "wasserstein": _Kind(_linear, _linear, critic_factor=1.0, boundary=None),
+    "relativistic": _Kind(_bce, _bce, critic_factor=0.5, generator_factor=0.5, boundary=None),
+}
+
+
+class AdversarialLoss:
+    """The losses of one GAN game. Logits are N×1 or N×1×h×w; r of real photos, f of the generator's.
+
+    The discriminator's loss is `real_loss + fake_loss`. They are apart so that each can be backpropagated
+    right after its own forward pass. Each is a mean over all logits of:
+
+        kind          real_loss             fake_loss             generator_loss        arXiv
+        bce           ½ -log σ(r)           ½ -log(1 - σ(f))      -log σ(f)             1609.04802 eq. 6
+        lsgan         ½ (r - 1)²            ½ f²                  ½ (f - 1)²            1611.04076
+        hinge         max(0, 1 - r)         max(0, 1 + f)         -f                    1705.02894
+        wasserstein   -r                    f                     -f                    1701.07875
+        relativistic  ½ -log σ(r - mean f)  ½ -log σ(mean r - f)  both, r and f swapped 1807.00734
+
+    So with bce and relativistic the discriminator's loss is the average of its two sides: a discriminator
+    that cannot tell real from fake has log 2 = 0.693. `relativistic` (`needs_both`) compares the logits of
+    both sides; its means are over the batch of this process.
+    """
+
+    def __init__(self, spec: AdversarialSpec) -> None:
+        self.spec = spec
+        self.name = spec.kind
+        self.weight = spec.weight
+        self._kind = _KINDS[spec.kind]
+
+    @property
+    def needs_both(self) -> bool:
+        """Whether the losses of one side need the logits of the other."""
+        return self.spec.kind == "relativistic"
+
+    def generator_loss(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+        """Scalar that the generator lowers, not multiplied by `weight`; its labels are never smoothed."""
+        fake = fake_logits.float()
+        kind = self._kind
+        if not self.needs_both:
+            return kind.generator_factor * kind.generator(fake, torch.ones_like(fake))
+        real = _detached(real_logits)
+        return kind.generator_factor * (_relative(fake, real, 1.0) + _relative(real, fake, 0.0))
+
+    def real_loss(
+        self, real_logits: Tensor, fake_logits: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """The real photos' part of the discriminator's loss.
+
+        Gradients flow into `real_logits` only. `rng` draws the label noise. Relativistic needs `fake_logits`
+        of the same weights; its gradient also holds what `fake_loss` owes to the mean of `real_logits`, so
+        the gradients of the two parts add up to that of the whole.
+        """
+        return self._critic_loss(real_logits, fake_logits, 1.0, rng)
+
+    def fake_loss(
+        self, fake_logits: Tensor, real_logits: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> Tensor:
+        """The generated photos' part of the discriminator's loss: as `real_loss`, the sides exchanged."""
+        return self._critic_loss(fake_logits, real_logits, 0.0, rng)
+
+    def _critic_loss(
+        self, logits: Tensor, others: Tensor | None, label: float, rng: torch.Generator | None
+    ) -> Tensor:
+        own = logits.float()
+        if not self.needs_both:
+            return self._kind.critic_factor * self._kind.critic(own, self._labels(own, label, rng))
+        across = _detached(others)
+        other_side = _relative(across, own, 1.0 - label)
+        return self._kind.critic_factor * (_relative(own, across, label) + other_side - other_side.detach())
+
+    def _labels(self, logits: Tensor, label: float, rng: torch.Generator | None) -> Tensor:
+        labels = torch.full_like(logits, label * (1.0 - self.spec.label_smoothing))
+        if not self.spec.label_noise:
+            return labels
+        if rng is None:
+            raise ValueError("label_noise needs a torch.Generator")
+        noise = torch.rand(logits.shape, generator=rng, device=rng.device).to(logits.device)
+        inwards = 1.0 - 2.0 * label
+        return labels + inwards * self.spec.label_noise * noise
+
+    def gradient_penalty(
+        self, discriminator: nn.Module, real: Tensor, fake: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """Mean of (‖∇D(x)‖ - 1)², not multiplied by its factor (WGAN-GP, arXiv 1704.00028, algorithm 1).
+
+        Each x lies at a uniformly random place between a real and a generated photo N×3×H×W; the norm is
+        over all values of a photo. A patch discriminator's D(x) is the mean of its logits, as in the losses.
+        Runs in float32 also under autocast. Under DDP pass the bare module: `torch.autograd.grad` does not
+        go through DDP's wrapper.
+        """
+        real, fake = real.detach().float(), fake.detach().float()
+        place = torch.rand(real.shape[0], 1, 1, 1, generator=rng, device=rng.device).to(real.device)
+        between = torch.lerp(fake, real, place).requires_grad_()
+        with torch.autocast(between.device.type, enabled=False):
+            scores = discriminator(between).flatten(1).mean(dim=1)
+            (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+        norms = torch.linalg.vector_norm(gradient, dim=(1, 2, 3))
+        return (norms - 1.0).square().mean()
+
+    @torch.no_grad()
+    def clip_weights(self, discriminator: nn.Module) -> None:
+        """Clamp every parameter to ±`weight_clip` (WGAN, arXiv 1701.07875); does nothing without it."""
+        bound = self.spec.weight_clip
+        if bound is not None:
+            for parameter in discriminator.parameters():
+                parameter.clamp_(-bound, bound)
+
+    @torch.no_grad()
+    def accuracy(self, real_logits: Tensor, fake_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of real logits judged real and of fake ones judged fake: two scalars, left on the device.
+
+        Wasserstein's and relativistic logits have no fixed boundary: there a real one is judged real if it
+        is above the mean of the fake ones, and a fake one fake if it is below the mean of the real ones.
+        """
+        real, fake = real_logits.float(), fake_logits.float()
+        boundary = self._kind.boundary
+        above, below = (fake.mean(), real.mean()) if boundary is None else (boundary, boundary)
+        return (real > above).float().mean(), (fake < below).float().mean()
+
+
+def _detached(logits: Tensor | None) -> Tensor:
+    if logits is None:
+        raise ValueError("the relativistic loss needs the logits of both sides")
+    return logits.detach().float()
+
+
+def _relative(logits: Tensor, others: Tensor, label: float) -> Tensor:
+    return _bce(logits - others.mean(), torch.full_like(logits, label))

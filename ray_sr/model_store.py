@@ -1,0 +1,487 @@
+"""The model store: publish, promote, roll back and load generators, on any filesystem that pyarrow opens.
+
+    models/NAME/VERSION/    model.safetensors, recipe.yaml, card.md, pictures/, and last of all model.json
+    channels/CHANNEL.json   what was promoted to the channel, with its history
+
+VERSION is the sha256 of the weights file (12 digits), so publishing the same weights again changes nothing.
+Every file is written aside and renamed, and model.json comes last: a folder without it is not a model,
+whatever happened to its publisher. In a local folder (NFS included) publishers take turns by a lock on
+`.lock`; on object stores they need none to publish, and of two promotions at one moment the last one stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pyarrow as pa
+import yaml
+from pyarrow import fs as pafs
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ray_sr.errors import InputError, ModelError, ResourceError
+from ray_sr.model_card import (
+    NAME_PATTERN,
+    Channel,
+    ChannelEvent,
+    Metrics,
+    ModelRecord,
+    Provenance,
+    write_card,
+)
+from ray_sr.models import Bicubic, Capability, Generator
+from ray_sr.models.foreign import from_python_file
+from ray_sr.models.weights import (
+    WEIGHT_SUFFIXES,
+    decode_weights,
+    encode_weights,
+    generator_from_state,
+    load_generator,
+)
+from ray_sr.recipe import Recipe
+from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.storage import exists, first_line, make_folder, open_filesystem, read_file, write_file
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ROOT = "~/.ray-sr/models"
+BUILT_IN = "bicubic"
+LOCK_PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
+
+_STORAGE_ERRORS = (OSError, pa.ArrowException)
+
+
+@dataclass
+class Model:
+    """A generator ready to run: `module` is in evaluation mode, float32, on the CPU.
+
+    `version` is the first 12 digits of the weights file's sha256; `card` holds what is known of its making
+    (the fields of ModelRecord; empty for bare weight files).
+    """
+
+    name: str
+    version: str
+    network: NetworkSpec | None
+    module: Generator
+    capability: Capability
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+class Store:
+    """A model store at a folder or URI; by default $RAY_SR_STORE, else ~/.ray-sr/models.
+
+    Every method raises ResourceError where the store cannot be read or written.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = str(root or os.environ.get("RAY_SR_STORE") or DEFAULT_ROOT)
+        self._filesystem, path = open_filesystem(self.root)
+        self._path = path.rstrip("/")
+
+    # ------------------------------------------------------------------------------------- publishing
+
+    def check_writable(self) -> None:
+        """Write and remove a small file: says before long work whether its result can be published."""
+        probe = f"{self._path}/.writable-{os.getpid()}-{time.time_ns()}"
+        make_folder(self._filesystem, self._path)
+        write_file(self._filesystem, probe, b"ray-sr")
+        with self._storage("write"):
+            self._filesystem.delete_file(probe)
+
+    def publish(
+        self,
+        name: str,
+        weights: nn.Module | Mapping[str, Tensor],
+        network: NetworkSpec,
+        *,
+        recipe: Recipe | None = None,
+        metrics: Sequence[Metrics] = (),
+        provenance: Provenance | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+        promote: str | None = None,
+    ) -> str:
+        """Publish a generator and return its version; optionally promote it to a channel at once.
+
+        `pictures` are PNG or JPEG files by name, shown in the card. Raises ModelError for weights that do
+        not fit `network` or are not finite and for a bad name, before anything is written.
+        """
+        self._check_name(name)
+        state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+        generator_from_state(network, state, name)
+        data = encode_weights(state, network)
+        digest = hashlib.sha256(data).hexdigest()
+        record = ModelRecord(
+            name=name,
+            version=digest[:12],
+            sha256=digest,
+            date=_now(),
+            network=network,
+            parameters=sum(tensor.numel() for tensor in state.values()),
+            recipe=recipe.dump() if recipe else None,
+            metrics=list(metrics),
+            provenance=provenance or Provenance(),
+            pictures=list(pictures or ()),
+        )
+        with self._lock():
+            self._check_free(name, promote)
+            self._sweep(name)
+            if not self._intact(record):
+                self._write_model(record, data, pictures or {})
+            if promote:
+                self._promote(record, promote)
+        return record.version
+
+    def _write_model(self, record: ModelRecord, data: bytes, pictures: Mapping[str, bytes]) -> None:
+        files = {"model.safetensors": data, "card.md": write_card(record).encode()}
+        if record.recipe:
+            text = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True)
+            files["recipe.yaml"] = text.encode()
+        files |= {f"pictures/{_file_name(name)}": picture for name, picture in pictures.items()}
+        files["model.json"] = (record.model_dump_json(indent=2) + "\n").encode()  # last: it makes the model
+        folder = self._folder(record.name, record.version)
+        try:
+            for name, content in files.items():
+                make_folder(self._filesystem, f"{folder}/{name}".rpartition("/")[0])
+                write_file(self._filesystem, f"{folder}/{name}", content)
+        except ResourceError:
+            self._sweep(record.name)
+            raise
+
+    def _intact(self, record: ModelRecord) -> bool:
+        """Whether the same weights are published already and still undamaged."""
+        folder = self._folder(record.name, record.version)
+        try:
+            found = _read_record(self._filesystem, folder)
+            return found is not None and bool(_read_weights(self._filesystem, folder, found))
+        except ModelError:
+            return False
+
+    def _sweep(self, name: str) -> None:
+        """Remove what a killed or failed publisher of `name` left. The lock is held: nobody is writing it."""
+        if not self._local:
+            return
+        with self._storage("write"):
+            for info in self._children(f"{self._path}/models/{name}"):
+                whole = exists(self._filesystem, f"{info.path}/model.json")
+                if info.type == pafs.FileType.Directory and not whole:
+                    self._filesystem.delete_dir(info.path)
+
+    # ---------------------------------------------------------------------------------------- reading
+
+    def list(self) -> Sequence[ModelRecord]:
+        """All published models, the newest first; damaged records are named in the log and left out."""
+        names = [info.base_name for info in self._children(f"{self._path}/models")]
+        return _newest_first([record for name in names for record in self._versions(name)])
+
+    def show(self, ref: str) -> ModelRecord:
+        """The record of NAME (its newest version), NAME@VERSION or a channel; ModelError if there is none."""
+        name, at, version = ref.partition("@")
+        if at:
+            found = [record for record in self._versions(name) if record.version.startswith(version)]
+            return found[0] if version and len(found) == 1 else self._unknown(ref)
+        if channel := self._channel(ref):
+            return self._record(channel.current)
+        return next(iter(_newest_first(self._versions(name))), None) or self._unknown(ref)
+
+    def load(self, ref: str) -> Model:
+        """The generator that `ref` means (see show), with its sha256 checked. Raises ModelError."""
+        record = self.show(ref)
+        return _load_published(self._filesystem, self._folder(record.name, record.version), record)
+
+    def channels(self) -> dict[str, Channel]:
+        """Every channel with its history."""
+        files = self._children(f"{self._path}/channels")
+        names = [info.base_name.removesuffix(".json") for info in files if info.base_name.endswith(".json")]
+        found = {name: self._channel(name) for name in sorted(names)}
+        return {name: channel for name, channel in found.items() if channel}
+
+    def _versions(self, name: str) -> Sequence[ModelRecord]:
+        if not re.fullmatch(NAME_PATTERN, name):
+            return []
+        records = []
+        for info in self._children(f"{self._path}/models/{name}"):
+            try:
+                record = _read_record(self._filesystem, info.path)
+            except ModelError as error:
+                logger.warning("%s", error)
+                continue
+            if record:
+                records.append(record)
+        return records
+
+    def _record(self, event: ChannelEvent) -> ModelRecord:
+        record = _read_record(self._filesystem, self._folder(event.name, event.version))
+        return record or self._unknown(event.ref)
+
+    def _unknown(self, ref: str) -> NoReturn:
+        """Raise ModelError with what there is instead."""
+        records = self.list()
+        names = [*dict.fromkeys(record.name for record in records), *self.channels()]
+        if not names:
+            raise ModelError(f"no model {ref!r}: the store {self.root} is empty; ray-sr models publish fills it")
+        known = [*names, *(record.ref for record in records), BUILT_IN]
+        close = difflib.get_close_matches(ref, known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        raise ModelError(f"no model {ref!r} in the store {self.root}: {hint}it holds {held}")
+
+    # --------------------------------------------------------------------------------------- channels
+
+    def promote(self, ref: str, channel: str) -> ModelRecord:
+        """Make `channel` mean this model from now on; returns its record. Raises ModelError."""
+        with self._lock():
+            record = self.show(ref)
+            self._check_free(record.name, channel)
+            self._promote(record, channel)
+        return record
+
+    def rollback(self, channel: str) -> ModelRecord:
+        """Make `channel` mean the model before the present one; returns its record.
+
+        Deleted models are passed over. Raises ModelError where there is nothing to go back to.
+        """
+        with self._lock():
+            present = self._channel(channel) or self._no_channel(channel)
+            for event in present.former():
+                record = _read_record(self._filesystem, self._folder(event.name, event.version))
+                if record and record.ref != present.current.ref:
+                    self._append(channel, present, "rollback", record)
+                    return record
+        raise ModelError(f"channel {channel!r}: nothing to roll back to before {present.current.ref}")
+
+    def delete(self, ref: str) -> None:
+        """Delete NAME@VERSION. Raises ModelError for a promoted model and where no version is named."""
+        with self._lock():
+            record = self.show(ref)
+            if "@" not in ref:
+                raise ModelError(f"say which version of {ref!r} to delete: {record.ref} is the newest")
+            holding = [name for name, channel in self.channels().items() if channel.current.ref == record.ref]
+            if holding:
+                raise ModelError(f"{record.ref} is promoted to {', '.join(holding)}: promote another one first")
+            folder = self._folder(record.name, record.version)
+            with self._storage("write"):
+                self._filesystem.delete_file(f"{folder}/model.json")  # first: from here on it is no model
+                self._filesystem.delete_dir(folder)
+
+    def _promote(self, record: ModelRecord, channel: str) -> None:
+        present = self._channel(channel)
+        if present is None or present.current.ref != record.ref:
+            self._append(channel, present, "promote", record)
+
+    def _append(
+        self,
+        name: str,
+        channel: Channel | None,
+        action: Literal["promote", "rollback"],
+        record: ModelRecord,
+    ) -> None:
+        event = ChannelEvent(action=action, name=record.name, version=record.version, date=_now())
+        changed = Channel(history=[*(channel.history if channel else []), event])
+        make_folder(self._filesystem, f"{self._path}/channels")
+        data = (changed.model_dump_json(indent=2) + "\n").encode()
+        write_file(self._filesystem, self._channel_file(name), data)
+
+    def _channel(self, name: str) -> Channel | None:
+        if not re.fullmatch(NAME_PATTERN, name):
+            return None
+        path = self._channel_file(name)
+        try:
+            with self._storage("read"):
+                text = read_file(self._filesystem, path)
+        except FileNotFoundError:
+            return None
+        try:
+            return Channel.model_validate_json(text)
+        except ValidationError as error:
+            raise ModelError(f"{path}: damaged channel file: {error.errors()[0]['msg']}") from None
+
+    def _channel_file(self, name: str) -> str:
+        return f"{self._path}/channels/{name}.json"
+
+    def _no_channel(self, name: str) -> NoReturn:
+        known = ", ".join(self.channels()) or "none yet"
+        raise ModelError(f"no channel {name!r} in the store {self.root}: its channels are {known}")
+
+    # ---------------------------------------------------------------------------------------- helpers
+
+    def _check_name(self, name: str) -> None:
+        if not re.fullmatch(NAME_PATTERN, name) or len(name) > 64:
+            raise ModelError(f"{name!r} cannot name a model: use up to 64 letters, digits, dots, - and _")
+        if name == BUILT_IN or name.endswith((*WEIGHT_SUFFIXES, ".py")):
+            raise ModelError(f"{name!r} cannot name a model: it means something else already")
+
+    def _check_free(self, name: str, channel: str | None) -> None:
+        """A word means a model or a channel, never both."""
+        if exists(self._filesystem, self._channel_file(name)):
+            raise ModelError(f"{name!r} is a channel of the store {self.root}: give the model another name")
+        if channel is None:
+            return
+        self._check_name(channel)
+        if channel == name or self._versions(channel):
+            raise ModelError(f"{channel!r} is a model of the store {self.root}: name the channel otherwise")
+
+    @property
+    def _local(self) -> bool:
+        return isinstance(self._filesystem, pafs.LocalFileSystem)
+
+    def _folder(self, name: str, version: str) -> str:
+        return f"{self._path}/models/{name}/{version}"
+
+    def _children(self, folder: str) -> Sequence[pafs.FileInfo]:
+        with self._storage("read"):
+            infos = self._filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        return sorted(infos, key=lambda info: info.path)
+
+    @contextlib.contextmanager
+    def _storage(self, verb: str) -> Iterator[None]:
+        """Storage failures as ResourceError; a missing file stays FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except _STORAGE_ERRORS as error:
+            raise ResourceError(f"cannot {verb} the model store {self.root}: {first_line(error)}") from None
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        if not self._local:
+            yield
+            return
+        make_folder(self._filesystem, self._path)
+        try:
+            descriptor = os.open(f"{self._path}/.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise ResourceError(f"cannot write the model store {self.root}: {first_line(error)}") from None
+        try:
+            _wait_for_lock(descriptor, self.root)
+            yield
+        finally:
+            os.close(descriptor)  # gives the lock back, as the end of the process would
+
+
+def _wait_for_lock(descriptor: int, root: str) -> None:
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ResourceError(
+                    f"the model store {root} is locked by another publisher for {LOCK_PATIENCE:.0f} s: "
+                    "see whether it hangs"
+                ) from None
+            time.sleep(0.05)
+        except OSError as error:
+            raise ResourceError(f"cannot lock the model store {root}: {first_line(error)}") from None
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+
+def load_model(ref: str | Path, store: Store | str | Path | None = None, *, scale: int = 4) -> Model:
+    """The generator that MODEL means on the command line and in recipes.
+
+    `ref` is a name or channel in the store, a published folder (or its URI), a weights file of ours or of
+    another program, `bicubic` (with `scale`), or FILE.py:NAME:SCALE, which runs that Python file's
+    `load(NAME, SCALE)`. Raises ModelError, InputError (missing file) and ResourceError (store).
+    """
+    text = str(ref)
+    if text == BUILT_IN:
+        return _bicubic(scale)
+    if found := re.fullmatch(r"(?P<file>.+\.py):(?P<name>[^:]+):(?P<scale>\d{1,2})", text):
+        return _from_python(Path(found["file"]), found["name"], int(found["scale"]))
+    if text.endswith(".py"):
+        raise InputError(f"{text}: give a Python file as FILE.py:NAME:SCALE; its load(NAME, SCALE) is called")
+    if text.endswith(WEIGHT_SUFFIXES):
+        return _from_file(text)
+    if "/" in text or os.sep in text or (Path(text) / "model.json").is_file():
+        return _from_folder(text)
+    return (store if isinstance(store, Store) else Store(store)).load(text)
+
+
+def _bicubic(scale: int) -> Model:
+    module = Bicubic(scale).eval()
+    return Model(BUILT_IN, "built-in", None, module, module.capability)
+
+
+def _from_python(file: Path, name: str, scale: int) -> Model:
+    module = from_python_file(file, name, scale)
+    version = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return Model(name, version, None, module, module.capability)
+
+
+def _from_file(path: str) -> Model:
+    module, network = load_generator(path)
+    filesystem, inside = open_filesystem(path)
+    version = hashlib.sha256(read_file(filesystem, inside)).hexdigest()[:12]
+    return Model(Path(path).stem, version, network, module, module.capability)
+
+
+def _from_folder(path: str) -> Model:
+    filesystem, inside = open_filesystem(path)
+    folder = inside.rstrip("/")
+    record = _read_record(filesystem, folder)
+    if record is None:
+        raise InputError(f"{path}: not a published model: no model.json in it")
+    return _load_published(filesystem, folder, record)
+
+
+def _load_published(filesystem: pafs.FileSystem, folder: str, record: ModelRecord) -> Model:
+    source = f"{folder}/model.safetensors"
+    content = decode_weights(_read_weights(filesystem, folder, record), source)
+    module = generator_from_state(record.network, content.state, source)
+    card = record.model_dump(mode="json")
+    return Model(record.name, record.version, record.network, module, module.capability, card)
+
+
+def _read_record(filesystem: pafs.FileSystem, folder: str) -> ModelRecord | None:
+    """The record in a published folder; None where there is none. Raises ModelError for a damaged one."""
+    path = f"{folder}/model.json"
+    try:
+        return ModelRecord.model_validate_json(read_file(filesystem, path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ModelError(f"{path}: damaged record: {reason}; publish the model again") from None
+    except _STORAGE_ERRORS as error:
+        raise ResourceError(f"{path}: cannot read: {first_line(error)}") from None
+
+
+def _read_weights(filesystem: pafs.FileSystem, folder: str, record: ModelRecord) -> bytes:
+    path = f"{folder}/model.safetensors"
+    try:
+        data = read_file(filesystem, path)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: the weights are gone: publish the model again") from None
+    except _STORAGE_ERRORS as error:
+        raise ResourceError(f"{path}: cannot read: {first_line(error)}") from None
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise ModelError(f"{path}: damaged: its sha256 is not the published one; publish the model again")
+    return data
+
+
+def _newest_first(records: Sequence[ModelRecord]) -> list[ModelRecord]:
+    return sorted(records, key=lambda record: (record.date, record.version), reverse=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ModelError(f"{name!r} cannot name a picture of a model card")
+    return name

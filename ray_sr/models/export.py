@@ -1,0 +1,156 @@
+"""Generators for other programs: ONNX with dynamic height and width, safetensors under common names."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_sr.errors import ModelError, ResourceError
+from ray_sr.models import Capability, Generator
+from ray_sr.recipe_networks import CompactSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.storage import open_filesystem, write_file
+
+TOLERANCE = 2e-4  # of values in [0, 1]: a twentieth of an 8-bit step, far above float32 rounding
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What export_onnx made; the difference is None where onnxruntime is not installed to measure it."""
+
+    path: str
+    opset: int
+    max_difference: float | None
+
+
+def export_onnx(module: Generator, path: str | Path, *, opset: int = 18) -> OnnxExport:
+    """Write a generator as ONNX: input `image` N×3×h×w in [0, 1], output `upscaled`, all of N, h and w free.
+
+    Heights and widths are multiples of the network's `multiple` and at least 8: the file does not pad. It
+    holds `scale`, `multiple` and the network as metadata. Where onnxruntime is installed, the file's
+    answers on three sizes are compared with torch's before it is put in place: ModelError if they differ by
+    more than TOLERANCE. Raises ResourceError without the onnx packages or where the file cannot be written.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise ResourceError(f"ONNX export needs {' and '.join(missing)}: pip install ray-sr[onnx]")
+    filesystem, inside = open_filesystem(path)
+    data = _onnx_bytes(module, opset)
+    difference = None
+    if importlib.util.find_spec("onnxruntime"):
+        difference = _difference(module, data)
+        if not difference <= TOLERANCE:
+            raise ModelError(f"{path}: not written, because ONNX differs from torch by {difference:.2g}")
+    write_file(filesystem, inside, data)
+    return OnnxExport(str(path), opset, difference)
+
+
+def foreign_use(network: NetworkSpec) -> str | None:
+    """Why other programs (spandrel, chaiNNer …) cannot use this generator's .safetensors; None if they can."""
+    generator = network.generator
+    if not isinstance(generator, RRDBNetSpec | CompactSpec):
+        return f"other programs have no {generator.kind}"
+    if network.value_range == "signed":
+        return "other programs feed [0, 1] to this network, which works on [-1, 1]"
+    if isinstance(generator, RRDBNetSpec) and generator.growth != 32:
+        return "other programs build RRDBNet with growth 32 only"
+    if isinstance(generator, CompactSpec) and generator.activation != "prelu":
+        return "other programs build Compact with PReLU only"
+    return None
+
+
+class _Plain(nn.Module):
+    """The generator inside a module without hooks, so that its own hooks are traced with it."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.generator(image)
+
+
+def _onnx_bytes(module: Generator, opset: int) -> bytes:
+    import onnx
+
+    capability = module.capability
+    side = _side(capability, 12)
+    sample = torch.rand(2, capability.channels, side, side + capability.multiple, device=_device(module))
+    free: dict[int, Any] = {
+        0: torch.export.Dim.DYNAMIC,
+        2: torch.export.Dim.DYNAMIC,
+        3: torch.export.Dim.DYNAMIC,
+    }
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                _Plain(module).eval(),
+                (sample,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["upscaled"],
+                dynamic_shapes=({**free},),
+                verbose=False,
+            )
+    except Exception as error:  # torch.export and onnxscript raise their own and each other's errors
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"this network cannot be exported to ONNX: {reason}") from error
+    proto = program.model_proto  # type: ignore[union-attr]
+    onnx.helper.set_model_props(proto, _properties(module))
+    return proto.SerializeToString()
+
+
+def _properties(module: Generator) -> dict[str, str]:
+    """What a program that runs the file has to know."""
+    numbers = {"scale": str(module.capability.scale), "multiple": str(module.capability.multiple)}
+    return numbers | ({"network": module.network.model_dump_json()} if module.network else {})
+
+
+def _difference(module: Generator, data: bytes) -> float:
+    """Largest difference of ONNX Runtime's answers to torch's, on sizes that the export did not see."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    capability = module.capability
+    draw = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for count, height, width in ((1, 8, 24), (1, 20, 16), (3, 16, 16)):
+        sides = (_side(capability, height), _side(capability, width))
+        image = torch.rand(count, capability.channels, *sides, generator=draw)
+        with torch.inference_mode():
+            expected = module(image.to(_device(module))).cpu()
+        found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        if found.shape != expected.shape:
+            return float("inf")
+        largest = max(largest, (found - expected).abs().max().item())
+    return largest
+
+
+def _side(capability: Capability, at_least: int) -> int:
+    """The smallest side that the network takes and that is not below `at_least`."""
+    return -(-at_least // capability.multiple) * capability.multiple
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its inner workings as warnings and on the log; its errors are exceptions."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

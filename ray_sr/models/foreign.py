@@ -1,0 +1,307 @@
+"""Generators from elsewhere: other programs' weight layouts, spandrel's architectures, and Python files.
+
+The layouts are those of BasicSR, Real-ESRGAN, ESRGAN (its first and second naming), BSRGAN and MMagic. A
+state dict is recognised by its keys; the network's size follows from the shapes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ray_sr.errors import InputError, ModelError
+from ray_sr.models import Capability, Generator
+from ray_sr.recipe_networks import CompactSpec, MSRResNetSpec, NetworkSpec, RRDBNetSpec
+
+State = dict[str, Tensor]
+
+# Radius in input pixels assumed for networks whose receptive field is unknown. Deep convolutional and
+# window-attention generators see further in theory, but what lies beyond this changes 8-bit results rarely.
+UNKNOWN_RECEPTIVE_FIELD = 64
+
+# ------------------------------------------------------------------- the state dict inside a checkpoint
+
+_CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+_SUBMODULES = ("generator_ema.", "generator.", "netG.")
+_WRAPPERS = ("module.", "_orig_mod.")
+_COUNTERS = ("steps", "n_averaged")  # averaged models count their updates beside the weights
+
+
+def find_state(content: object, source: str) -> State:
+    """The generator's tensors by name, without containers, sub-module names and wrappers' prefixes.
+
+    Averaged weights go before the others. Raises ModelError where there are none.
+    """
+    for _ in range(4):
+        inner = {key: value for key, value in _items(content) if key in _CONTAINERS and isinstance(value, dict)}
+        if not inner:
+            break
+        content = inner[min(inner, key=_CONTAINERS.index)]
+    state = {str(key): value for key, value in _items(content) if isinstance(value, Tensor)}
+    state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in _COUNTERS}
+    if not state:
+        raise ModelError(f"{source}: no weights in it: a state dict of named tensors is needed")
+    return _strip(_submodule(_strip(state)))
+
+
+def _items(content: object) -> list[tuple[Any, Any]]:
+    return list(content.items()) if isinstance(content, dict) else []
+
+
+def _submodule(state: State) -> State:
+    """The generator's part of a whole GAN's state dict."""
+    for prefix in _SUBMODULES:
+        part = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        if part:
+            return part
+    return state
+
+
+def _strip(state: State) -> State:
+    """Remove the prefixes that DistributedDataParallel, averaging and torch.compile put before every key."""
+    for prefix in _WRAPPERS * 2:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state
+
+
+# ------------------------------------------------------------------------------------ known layouts
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of our generators under the names that others gave its weights."""
+
+    anchor: str
+    """Key that every file of the family has, after renaming."""
+    keys: str
+    """Pattern of all keys, after renaming."""
+    renames: tuple[tuple[str, str], ...]
+    """Patterns of foreign names with our names."""
+    infer: Callable[[State], NetworkSpec]
+
+
+def recognise(state: Mapping[str, Tensor], source: str) -> tuple[NetworkSpec, State] | None:
+    """Our network for a foreign state dict, with the keys renamed to ours; None for other architectures.
+
+    Raises ModelError for our families in a form that ray-sr does not build.
+    """
+    for family in _FAMILIES:
+        renamed = {_rename(key, family.renames): tensor for key, tensor in state.items()}
+        if family.anchor in renamed and all(re.fullmatch(family.keys, key) for key in renamed):
+            return _inferred(family, renamed, source), renamed
+    return None
+
+
+def _rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        key, count = re.subn(pattern, replacement, key)
+        if count:
+            return key
+    return key
+
+
+def _inferred(family: Family, state: State, source: str) -> NetworkSpec:
+    try:
+        return family.infer(state)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{source}: ray-sr does not build this network: {where}: {first['msg']}") from None
+    except (KeyError, IndexError) as error:
+        raise ModelError(f"{source}: an incomplete generator: {error.args[0]} is missing") from None
+    except ValueError as error:
+        raise ModelError(f"{source}: ray-sr does not build this network: {error}") from None
+
+
+def _count(state: State, prefix: str) -> int:
+    """Number of numbered children under `prefix`, from the highest number."""
+    numbers = [re.match(rf"{prefix}\.(\d+)\.", key) for key in state]
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+def _colours(given: int, expected: tuple[int, ...]) -> None:
+    if given not in expected:
+        raise ValueError(f"it takes {given} input channels, not RGB")
+
+
+def _rrdbnet(state: State) -> NetworkSpec:
+    channels, inputs = state["conv_first.weight"].shape[:2]
+    _colours(inputs, (3, 12, 48))  # x2 and x1 fold 2x2 and 4x4 pixels into channels, then enlarge by 4
+    generator = RRDBNetSpec(
+        blocks=_count(state, "body"), channels=channels, growth=state["body.0.rdb1.conv1.weight"].shape[0]
+    )
+    return NetworkSpec.model_validate({"scale": {3: 4, 12: 2, 48: 1}[inputs], "generator": generator})
+
+
+def _msrresnet(state: State) -> NetworkSpec:
+    channels, inputs = state["conv_first.weight"].shape[:2]
+    _colours(inputs, (3,))
+    steps = sum(f"upconv{i}.weight" in state for i in (1, 2, 3))
+    scale = 3 if state["upconv1.weight"].shape[0] == 9 * channels else 2**steps
+    generator = MSRResNetSpec(blocks=_count(state, "body"), channels=channels)
+    return NetworkSpec.model_validate({"scale": scale, "generator": generator})
+
+
+def _compact(state: State) -> NetworkSpec:
+    channels, inputs = state["body.0.weight"].shape[:2]
+    _colours(inputs, (3,))
+    if "body.1.weight" not in state:
+        raise ValueError("its activation has no weights, so the file does not tell which one; name the network")
+    last = _count(state, "body") - 1
+    scale = math.isqrt(state[f"body.{last}.weight"].shape[0] // 3)
+    generator = CompactSpec(convs=(last - 2) // 2, channels=channels)
+    return NetworkSpec.model_validate({"scale": scale, "generator": generator})
+
+
+_FAMILIES = (
+    Family(
+        anchor="body.0.rdb1.conv1.weight",
+        keys=r"(conv_(first|body|up1|up2|hr|last)|body\.\d+\.rdb[123]\.conv[1-5])\.(weight|bias)",
+        renames=(
+            (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
+            (r"^model\.1\.sub\.\d+\.(weight|bias)$", r"conv_body.\1"),
+            (r"^model\.0\.", "conv_first."),
+            (r"^model\.3\.", "conv_up1."),
+            (r"^model\.6\.", "conv_up2."),
+            (r"^model\.8\.", "conv_hr."),
+            (r"^model\.10\.", "conv_last."),
+            (r"^RRDB_trunk\.(\d+)\.RDB(\d)\.", r"body.\1.rdb\2."),
+            (r"^trunk_conv\.", "conv_body."),
+            (r"^upconv([12])\.", r"conv_up\1."),
+            (r"^HRconv\.", "conv_hr."),
+        ),
+        infer=_rrdbnet,
+    ),
+    Family(
+        anchor="upconv1.weight",
+        keys=r"(conv_(first|hr|last)|upconv[123]|body\.\d+\.conv[12])\.(weight|bias)",
+        renames=(
+            (r"^(?:recon_trunk|trunk_net)\.(\d+)\.", r"body.\1."),
+            (r"^upsample(\d)\.upsample_conv\.", r"upconv\1."),
+            (r"^HRconv\.", "conv_hr."),
+        ),
+        infer=_msrresnet,
+    ),
+    Family(anchor="body.0.weight", keys=r"body\.\d+\.(weight|bias)", renames=(), infer=_compact),
+)
+
+# ----------------------------------------------------------------------------------- other programs
+
+
+class SpandrelModule(Generator):
+    """A network that spandrel built: N×3×h×w in [0, 1] to N×3×(h·scale)×(w·scale), padded by spandrel."""
+
+    def __init__(self, descriptor: Any, whole_image: bool) -> None:
+        super().__init__()
+        self.layers = descriptor.model  # registered, so that .to() moves what the descriptor runs
+        self.descriptor = descriptor
+        self.capability = Capability(
+            scale=descriptor.scale,
+            channels=3,
+            multiple=descriptor.size_requirements.multiple_of,
+            receptive_field=UNKNOWN_RECEPTIVE_FIELD,
+            bf16=descriptor.supports_bfloat16,
+            whole_image_norm=whole_image,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.descriptor(x)
+
+
+def with_spandrel(state: State, source: str) -> Generator | None:
+    """A network of any architecture that spandrel knows; None where spandrel is not installed.
+
+    Raises ModelError for unknown architectures and for networks that do not map RGB to RGB.
+    """
+    if importlib.util.find_spec("spandrel") is None:
+        return None
+    import spandrel
+
+    try:
+        descriptor = spandrel.ModelLoader(device="cpu").load_from_state_dict(dict(state))
+    except spandrel.UnsupportedModelError:
+        first = ", ".join(list(state)[:3])
+        raise ModelError(f"{source}: neither ray-sr nor spandrel knows this network of {first} …") from None
+    except Exception as error:  # a damaged state dict of a known network fails in spandrel in many ways
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelError(f"{source}: spandrel cannot load this network: {reason}") from None
+    if not isinstance(descriptor, spandrel.ImageModelDescriptor):
+        raise ModelError(f"{source}: {descriptor.architecture.name} needs a mask beside the photo")
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        channels = f"{descriptor.input_channels} to {descriptor.output_channels}"
+        raise ModelError(f"{source}: {descriptor.architecture.name} maps {channels} channels, not RGB to RGB")
+    tiles_well = descriptor.tiling == spandrel.ModelTiling.SUPPORTED
+    return SpandrelModule(descriptor.float(), whole_image=not tiles_well).eval()
+
+
+# ------------------------------------------------------------------------------------- Python files
+
+
+class PythonModule(Generator):
+    """A callable from a user's Python file: N×3×h×w in [0, 1] to N×3×(h·scale)×(w·scale)."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], scale: int, source: str) -> None:
+        super().__init__()
+        self.function = function
+        self.source = source
+        self.capability = getattr(function, "capability", None) or Capability(
+            scale=scale,
+            channels=3,
+            multiple=1,
+            receptive_field=UNKNOWN_RECEPTIVE_FIELD,
+            bf16=False,
+            whole_image_norm=False,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.function(x)
+        count, channels, height, width = x.shape
+        scale = self.capability.scale
+        if out.shape != (count, channels, height * scale, width * scale):
+            raise ModelError(f"{self.source}: gave {tuple(out.shape)} for {tuple(x.shape)} at scale {scale}")
+        return out
+
+
+def from_python_file(file: str | Path, name: str, scale: int) -> Generator:
+    """What `load(name, scale)` of a Python file returns, as a module with a capability.
+
+    This RUNS THE FILE'S CODE: use it only with files you trust. The callable may carry a `capability` of its
+    own. Raises InputError for a missing file, ModelError where the file or its `load` fails.
+    """
+    source = f"{file}:{name}:{scale}"
+    load = getattr(_import(Path(file)), "load", None)
+    if not callable(load):
+        raise ModelError(f"{file}: has no function load(name, scale)")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            function = load(name, scale)
+    except Exception as error:
+        raise ModelError(f"{source}: its load() failed: {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise ModelError(f"{source}: its load() gave {type(function).__name__}, not a function of a batch")
+    return PythonModule(function, scale, source).eval()
+
+
+def _import(file: Path) -> ModuleType:
+    if not file.is_file():
+        raise InputError(f"{file}: no such Python file")
+    spec = importlib.util.spec_from_file_location(f"ray_sr_user_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ModelError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+    return module

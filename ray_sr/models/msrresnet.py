@@ -1,0 +1,67 @@
+"""MSRResNet: SRResNet without BatchNorm and with a bilinear skip, as BasicSR and MMagic define it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ray_sr.models import receptive_field as rf
+from ray_sr.models.generator import Capability, Generator
+from ray_sr.models.layers import conv3, scale_kaiming, upsampling_factors
+from ray_sr.recipe_networks import MSRResNetSpec
+
+
+class MSRResNet(Generator):
+    """Predicts the difference to the bilinearly enlarged input. Parameters carry BasicSR's names.
+
+    x3 is one pixel shuffle by 3, x2, x4 and x8 are one, two and three by 2. All convolutions start from
+    Kaiming-normal weights times 0.1 and zero biases.
+    """
+
+    def __init__(self, spec: MSRResNetSpec, scale: int) -> None:
+        super().__init__()
+        channels, factors = spec.channels, upsampling_factors(scale)
+        self.conv_first = conv3(3, channels)
+        self.body = nn.Sequential(*(_ResidualBlock(channels) for _ in range(spec.blocks)))
+        self.upconvs = [f"upconv{step}" for step, _ in enumerate(factors, start=1)]
+        for name, factor in zip(self.upconvs, factors, strict=True):
+            self.add_module(name, conv3(channels, channels * factor**2))
+        self.pixel_shuffle = nn.PixelShuffle(factors[0])
+        self.conv_hr = conv3(channels, channels)
+        self.conv_last = conv3(channels, 3)
+        scale_kaiming(self, 0.1)
+        self.capability = Capability(
+            scale=scale,
+            channels=3,
+            multiple=1,
+            receptive_field=rf.radius(_layers(spec.blocks, factors), scale),
+            bf16=True,
+            whole_image_norm=False,
+        )
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        features = self.body(_activate(self.conv_first(batch)))
+        for name in self.upconvs:
+            features = _activate(self.pixel_shuffle(getattr(self, name)(features)))
+        residual = self.conv_last(_activate(self.conv_hr(features)))
+        return residual + F.interpolate(batch, scale_factor=self.capability.scale, mode="bilinear")
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3(channels, channels)
+        self.conv2 = conv3(channels, channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features + self.conv2(F.relu(self.conv1(features), inplace=True))
+
+
+def _activate(features: torch.Tensor) -> torch.Tensor:
+    return F.leaky_relu(features, 0.1, inplace=True)
+
+
+def _layers(blocks: int, factors: list[int]) -> list[rf.Layer]:
+    upsampling = [layer for factor in factors for layer in (rf.conv(3), rf.enlarge(factor))]
+    return [*[rf.conv(3)] * (2 * blocks + 1), *upsampling, rf.conv(3), rf.conv(3)]

@@ -1,0 +1,236 @@
+"""Weight files in and out: our self-describing .safetensors, and other programs' files read safely.
+
+Nothing in a weights file is ever run: PyTorch files are read with `weights_only=True`, which refuses every
+pickle that calls anything but the rebuilding of tensors before it is called.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as dump_safetensors
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ray_sr.errors import InputError, ModelError
+from ray_sr.models import Generator, build_generator
+from ray_sr.models.foreign import find_state, recognise, with_spandrel
+from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.storage import first_line, open_filesystem, read_file, write_file
+
+HEADER = "ray_sr"
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a weights file holds; network and metadata are set only in files that ray-sr wrote."""
+
+    state: dict[str, Tensor]
+    network: NetworkSpec | None
+    metadata: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------- writing
+
+
+def encode_weights(
+    state: Mapping[str, Tensor], network: NetworkSpec, metadata: Mapping[str, Any] | None = None
+) -> bytes:
+    """Bytes of a .safetensors file whose header holds the network.
+
+    The same arguments give the same bytes: the header has one entry, because safetensors does not promise
+    an order of several.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}
+    description = {"network": network.model_dump(mode="json"), "metadata": dict(metadata or {})}
+    return dump_safetensors(tensors, {HEADER: json.dumps(description, sort_keys=True)})
+
+
+def save_weights(
+    path: str | Path, module: nn.Module, network: NetworkSpec, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a generator as a .safetensors file (path or URI) that says by itself which network it belongs to.
+
+    `metadata` is any JSON. Raises ResourceError where the file cannot be written.
+    """
+    filesystem, inside = open_filesystem(path)
+    write_file(filesystem, inside, encode_weights(module.state_dict(), network, metadata))
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def load_weights(path: str | Path, network: NetworkSpec | None = None) -> tuple[NetworkSpec, dict[str, Tensor]]:
+    """The network and state dict of our own or a recognised foreign generator file.
+
+    `network` overrides what the file says, for files that do not tell. Raises InputError for a missing file,
+    ModelError for a corrupt, unsafe or unknown one.
+    """
+    source = str(path)
+    content = decode_weights(_read(path), source)
+    found = _identify(content, network, source)
+    if found is None:
+        raise ModelError(_unknown(source, content.state))
+    return found
+
+
+def load_generator(path: str | Path, network: NetworkSpec | None = None) -> tuple[Generator, NetworkSpec | None]:
+    """A generator ready to run (evaluation mode, float32, CPU) from any weights file.
+
+    Architectures that are not ours come through spandrel where it is installed; their network is None.
+    Raises InputError and ModelError.
+    """
+    source = str(path)
+    content = decode_weights(_read(path), source)
+    found = _identify(content, network, source)
+    if found is not None:
+        return generator_from_state(found[0], found[1], source), found[0]
+    module = with_spandrel(content.state, source)
+    if module is None:
+        raise ModelError(f"{_unknown(source, content.state)}; pip install ray-sr[foreign] knows more of them")
+    return module, None
+
+
+def generator_from_state(network: NetworkSpec, state: Mapping[str, Tensor], source: str) -> Generator:
+    """Build `network` and load `state` strictly; evaluation mode, float32, CPU. Raises ModelError."""
+    with torch.device("meta"), _WithoutDraws():  # a forged file can claim a network that no memory holds
+        _check_fits(build_generator(network), state, source)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
+        module = build_generator(network)
+    load_strict(module, state, source)
+    return module.eval()
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out the drawing of weights: on the meta device it imports torch's compiler, for seconds."""
+
+    _DRAWS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_")
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__name__", "") in self._DRAWS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+def decode_weights(data: bytes, source: str) -> WeightsFile:
+    """Parse the bytes of a .safetensors or PyTorch file; `source` names it in errors. Raises ModelError."""
+    if source.endswith(".safetensors"):
+        return _decode_safetensors(data, source)
+    return WeightsFile(find_state(_safe_unpickle(data, source), source), None, {})
+
+
+def _read(path: str | Path) -> bytes:
+    filesystem, inside = open_filesystem(path)
+    try:
+        return read_file(filesystem, inside)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such weights file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: cannot read this weights file: {first_line(error)}") from None
+
+
+def _decode_safetensors(data: bytes, source: str) -> WeightsFile:
+    try:
+        state = load_safetensors(data)
+        length = int.from_bytes(data[:8], "little")
+        own = json.loads(data[8 : 8 + length]).get("__metadata__", {}).get(HEADER)
+        description = json.loads(own) if own else None
+        network = NetworkSpec.model_validate(description["network"]) if description else None
+        metadata = dict(description["metadata"]) if description else {}
+    except (SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{source}: not a readable safetensors file: {first_line(error)}") from None
+    return WeightsFile(state if network else find_state(state, source), network, metadata)
+
+
+def _safe_unpickle(data: bytes, source: str) -> object:
+    """The objects of a PyTorch file. A damaged file can fail in any way, so every failure is a ModelError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on the kind of file; the outcome below tells more
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:
+        text = str(error) or type(error).__name__
+        if named := re.search(r"GLOBAL (\S+)", text):
+            reason = f"it holds Python objects beside weights ({named[1]})"
+        elif "TorchScript" in text:
+            reason = "it is a TorchScript program"
+        else:
+            raise ModelError(f"{source}: not a readable PyTorch weights file: {_reason(text)}") from None
+    raise ModelError(f"{source}: refused and not run, because {reason}: ask its author for safetensors")
+
+
+def _reason(text: str) -> str:
+    """The first sentence of torch's own explanation, or what its unpickler says."""
+    inner = re.search(r"WeightsUnpickler error:\s*([^\n]+)", text)
+    return (inner[1] if inner else text.splitlines()[0]).split(". ")[0]
+
+
+def _identify(
+    content: WeightsFile, network: NetworkSpec | None, source: str
+) -> tuple[NetworkSpec, dict[str, Tensor]] | None:
+    known = network or content.network
+    return (known, content.state) if known else recognise(content.state, source)
+
+
+def _unknown(source: str, state: Mapping[str, Tensor]) -> str:
+    first = ", ".join(f"{key} {shape(tensor)}" for key, tensor in list(state.items())[:2])
+    return f"{source}: not a generator that ray-sr knows; its first weights are {first}"
+
+
+# ------------------------------------------------------------------------------------ strict loading
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Load `state` into `module`; every key and shape must match and every value must be finite.
+
+    `source` names the state's origin in errors. Raises ModelError naming the first differing keys and
+    shapes; nothing is loaded then.
+    """
+    _check_fits(module, state, source)
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{source}: {key} has values that are not finite: damage, or training diverged")
+    module.load_state_dict(dict(state))
+
+
+def _check_fits(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    differences = _differences(module.state_dict(), state)
+    if differences:
+        shown = "; ".join(differences[:3])
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ModelError(f"{source}: these weights belong to another network: {shown}{more}")
+
+
+def _differences(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from fitting, in the network's order: missing, misshapen, then unexpected keys."""
+    found = []
+    for key, tensor in expected.items():
+        given = state.get(key)
+        if given is None:
+            found.append(f"{key} {shape(tensor)} is missing")
+        elif given.shape != tensor.shape:
+            found.append(f"{key} is {shape(given)} in the file and {shape(tensor)} in the network")
+        elif given.is_floating_point() != tensor.is_floating_point() or given.layout != torch.strided:
+            found.append(f"{key} is {given.dtype} {given.layout} in the file")
+    return found + [f"{key} {shape(state[key])} is unexpected" for key in state if key not in expected]
+
+
+def shape(tensor: Tensor) -> str:
+    """Shape for people: 64x3x3x3."""
+    return "x".join(str(side) for side in tensor.shape) or "scalar"

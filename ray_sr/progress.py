@@ -1,0 +1,65 @@
+"""Progress of long work on stderr: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts towards `total`. Use as a context manager."""
+
+    def __init__(self, title: str, total: int, unit: str, *, quiet: bool = False, start: int = 0) -> None:
+        self.title, self.total, self.unit, self.count = title, total, unit, start
+        self.quiet = quiet
+        self._began, self._first, self._last_line = time.monotonic(), start, 0.0
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty() and not quiet:
+            self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, dynamic_ncols=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int, note: str = "") -> None:
+        """Set how much is done; `note` is shown behind it."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count - self.count)
+        self.count = count
+        now = time.monotonic()
+        finished = count >= self.total
+        if self._bar is None and not self.quiet and (finished or now - self._last_line >= SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            print(self._line(now - self._began, note), file=sys.stderr, flush=True)
+
+    def advance(self, note: str = "") -> None:
+        self.update(self.count + 1, note)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stderr)
+
+    def _line(self, elapsed: float, note: str) -> str:
+        rate = (self.count - self._first) / max(elapsed, 1e-9)
+        left = f", {_clock((self.total - self.count) / rate)} left" if rate > 0 and self.count < self.total else ""
+        tail = f"  {note}" if note else ""
+        return f"{self.title}: {self.count}/{self.total} {self.unit}, {_clock(elapsed)}{left}{tail}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,148 @@
+"""Starts the service from Python: on a Ray of its own, or on the cluster that RAY_ADDRESS names."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from ray_sr.cluster import connect, disconnect
+from ray_sr.errors import ClusterError, RecipeError
+from ray_sr.model_store import Store, load_model
+from ray_sr.serving.app import build
+from ray_sr.serving.options import ServiceOptions
+
+APPLICATION = "ray-sr"
+
+
+def serve_forever(
+    options: ServiceOptions, *, host: str = "127.0.0.1", port: int = 8000, insecure: bool = False
+) -> None:
+    """Serves until SIGINT or SIGTERM, then lets the requests under way finish. Prints the address.
+
+    Raises what `running_service` raises.
+    """
+    with running_service(options, host=host, port=port, insecure=insecure) as url:
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        print(f"serving {options.model} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        stop.wait()
+        print("finishing the requests under way", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def running_service(
+    options: ServiceOptions, *, host: str = "127.0.0.1", port: int = 0, insecure: bool = False
+) -> Iterator[str]:
+    """URL of a service that answers while the block runs; port 0 takes a free one.
+
+    Uses the Ray this process is connected to, else connects for the time of the block. Raises RecipeError for
+    a public host without `insecure`, ModelError and InputError for a model that cannot be loaded, ClusterError
+    where the service cannot start.
+    """
+    refuse_public_host(host, insecure)
+    options = _with_absolute_paths(options)
+    load_model(options.model, options.store)
+    port = _claim_port(host, port)
+    with _connected() as own_ray:
+        if serve.status().proxies:
+            raise ClusterError("Serve is in use on this cluster: stop it, or use `serve deploy serve/config.yaml`")
+        try:
+            _start(options, host, port)
+            yield f"http://{_in_url(host)}:{port}"
+        finally:
+            _stop(own_ray)
+
+
+def refuse_public_host(host: str, insecure: bool) -> None:
+    """Raises RecipeError where the host can be reached from elsewhere and nobody said that this is wanted."""
+    if insecure or host == "localhost":
+        return
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise RecipeError(f"--host {host} lets in everybody who can reach it: use 127.0.0.1 or add --insecure")
+
+
+def _start(options: ServiceOptions, host: str, port: int) -> None:
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    try:
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=60),
+            logging_config=quiet,
+        )
+        serve.run(build(options), name=APPLICATION, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:
+        raise ClusterError(f"the service did not start: {_cause(error)}") from None
+
+
+def _cause(error: RuntimeError) -> str:
+    """Why a deployment failed: the last line of the replica's traceback, which Serve keeps in its status."""
+    application = serve.status().applications.get(APPLICATION)
+    reports = [deployment.message for deployment in application.deployments.values()] if application else []
+    lines = [line for report in [str(error), *reports] for line in report.splitlines() if line.strip()]
+    return lines[-1].strip()
+
+
+def _stop(own_ray: bool) -> None:
+    """Lets the requests under way finish. A Ray of our own ends right after, and the rest of Serve with it."""
+    if own_ray:
+        serve.delete(APPLICATION)
+    else:
+        serve.shutdown()
+
+
+@contextmanager
+def _connected() -> Iterator[bool]:
+    """Connected to Ray, as this process is already or for the time of the block; whether that Ray is our own."""
+    if ray.is_initialized():
+        yield False
+        return
+    connect()
+    try:
+        yield "RAY_ADDRESS" not in os.environ
+    finally:
+        disconnect()
+
+
+def _with_absolute_paths(options: ServiceOptions) -> ServiceOptions:
+    """The store and the model as a process in another folder and with another environment finds them."""
+    model = str(Path(options.model).absolute()) if Path(options.model).exists() else options.model
+    store = Store(options.store).root
+    if "://" not in store:
+        store = str(Path(store).expanduser().absolute())
+    return options.model_copy(update={"model": model, "store": store})
+
+
+def _claim_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ClusterError where it cannot be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        claimed: int = probe.getsockname()[1]
+        return claimed
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,260 @@
+"""Wires a run to Ray: the data stream, the workers of Ray Train, the monitor, and the driver that waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ray_sr import __version__
+from ray_sr.data.manifest import read_manifest
+from ray_sr.data.stream import batch_dataset, open_stream
+from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
+from ray_sr.features import resolve_feature_weights
+from ray_sr.models.weights import load_weights
+from ray_sr.recipe import Recipe
+from ray_sr.recipe_reader import recipe_yaml
+from ray_sr.storage import first_line
+from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
+from ray_sr.training.runs import Run
+from ray_sr.training.worker import train_worker
+
+DRAIN_SECONDS = 0.5
+SPARE_ROWS = 64  # rows beyond the last step, for what the split among workers drops
+Listener = Callable[[Record], None]
+
+
+class Interrupted(RaySRError):
+    """Stopped by Ctrl-C or SIGTERM after a checkpoint. Exit code 130."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ended with."""
+
+    run: Run
+    step: int
+    metrics: dict[str, float]
+
+
+def train(
+    recipe: Recipe,
+    run: Run,
+    *,
+    shards: str | None = None,
+    resume: bool = False,
+    listen: Listener = lambda record: None,
+) -> Trained:
+    """Train a recipe into a run folder; Ray must be running. `listen` hears every record of the journal.
+
+    Everything that can be wrong is checked before any work. Raises RecipeError, InputError, ResourceError,
+    ModelError, ClusterError, and Interrupted.
+    """
+    place = _shards_of(recipe, shards)
+    digest = read_manifest(place).digest
+    _check_run(run, resume)
+    for stage in (recipe.pretrain, recipe.gan):
+        if stage:
+            resolve_feature_weights(stage.losses, recipe.features)
+    scaling = _scaling(recipe)
+    weights = load_weights(recipe.init, recipe.network)[1] if recipe.init else None
+    facts = _write_facts(recipe, run, place, digest)
+    monitor = start_monitor()
+    stream = open_stream(recipe, place, FirstRow(monitor))
+    config = {
+        "recipe": recipe.dump(),
+        "shards": place,
+        "monitor": monitor,
+        "init": ray.put(weights) if weights is not None else None,
+        "data": {"sub_images": len(stream.index), "cached": type(stream.pixels).__name__ == "CachedPixels"},
+    }
+    world = recipe.training.workers
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        scaling_config=scaling,
+        run_config=_run_config(recipe, run),
+        datasets={"train": batch_dataset(stream, (recipe.total_steps + SPARE_ROWS) * world)},
+        dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
+    )
+    listen({"event": "facts", "step": 0, **facts})
+    return _Driver(trainer, run, monitor, listen).run()
+
+
+def _shards_of(recipe: Recipe, shards: str | None) -> str:
+    place = shards or recipe.data.shards
+    if place is None:
+        raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def _check_run(run: Run, resume: bool) -> None:
+    has_checkpoint = run.checkpoint() is not None
+    if resume and not has_checkpoint:
+        raise InputError(f"{run.folder}: nothing to resume, there is no checkpoint: leave out --resume")
+    if has_checkpoint and not resume:
+        raise RecipeError(f"{run.folder}: there is a run already: give --resume to go on, or another -o")
+
+
+def _scaling(recipe: Recipe) -> ScalingConfig:
+    """Workers with their resources. Refuses what would leave no CPU to make crops: the run would never begin."""
+    training = recipe.training
+    have = ray.cluster_resources()
+    gpus = have.get("GPU", 0)
+    use_gpu = training.device == "gpu" or (training.device == "auto" and gpus >= training.workers)
+    if use_gpu and gpus < training.workers:
+        raise ResourceError(f"training.workers {training.workers} need a GPU each, the cluster has {gpus:g}")
+    needed = training.workers * training.cpus_per_worker
+    if needed + 1 > have.get("CPU", 0):
+        raise ResourceError(
+            f"{training.workers} workers with {training.cpus_per_worker:g} CPUs leave none of "
+            f"{have.get('CPU', 0):g} CPUs to make crops: lower training.cpus_per_worker (0.5) or training.workers"
+        )
+    return ScalingConfig(
+        num_workers=training.workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+    )
+
+
+def _run_config(recipe: Recipe, run: Run) -> RunConfig:
+    return RunConfig(
+        name=run.folder.name,
+        storage_path=str(run.folder.parent),
+        failure_config=FailureConfig(max_failures=recipe.training.max_failures),
+        checkpoint_config=CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
+    )
+
+
+def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str, Any]:
+    facts = {
+        "ray_sr": __version__,
+        "ray": ray.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpus": ray.cluster_resources().get("CPU", 0),
+        "gpus": ray.cluster_resources().get("GPU", 0),
+        "nodes": len(ray.nodes()),
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "shards": shards,
+        "data_digest": digest,
+    }
+    try:
+        run.samples.mkdir(parents=True, exist_ok=True)
+        run.recipe_file.write_text(recipe_yaml(recipe), encoding="utf-8")
+        run.facts_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"{run.folder}: cannot write the run here: {first_line(error)}") from None
+    return facts
+
+
+class _Driver:
+    """Runs the trainer in a thread of its own while this one writes the journal and hears Ctrl-C."""
+
+    def __init__(self, trainer: TorchTrainer, run: Run, monitor: Any, listen: Listener) -> None:
+        self.trainer, self.run_folder, self.monitor, self.listen = trainer, run, monitor, listen
+        self.journal = Journal(run.journal)
+        self.failure: BaseException | None = None
+        self.refusal: Record | None = None
+        self.last: dict[str, Any] = {}
+        self.step = 0
+        self.interrupted = False
+
+    def run(self) -> Trained:
+        thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        restore = self._hear_signals()
+        try:
+            thread.start()
+            while thread.is_alive():
+                thread.join(DRAIN_SECONDS)
+                self._drain()
+            self._drain()
+        finally:
+            self.journal.close()
+            restore()
+        self._raise_failure()
+        return Trained(self.run_folder, self.step, self.last)
+
+    def _fit(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # handed to the waiting thread, which raises it
+            self.failure = error
+
+    def _hear_signals(self) -> Callable[[], None]:
+        """Ctrl-C and SIGTERM save a checkpoint first; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def hear(number: int, frame: FrameType | None) -> None:
+            if self.interrupted:
+                os._exit(130)
+            self.interrupted = True
+            self.monitor.stop.remote()
+            self.listen({"event": "stopping", "step": self.step})
+
+        for number in before:
+            signal.signal(number, hear)
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        return restore
+
+    def _drain(self) -> None:
+        try:
+            records = ray.get(self.monitor.drain.remote())
+        except RayError as error:
+            raise ClusterError(f"lost the connection to Ray: {first_line(error)}") from None
+        for record in records:
+            self._hear(record)
+
+    def _hear(self, record: Record) -> None:
+        if record["event"] == "error":
+            self.refusal = record
+            return
+        if record["event"] == "sample":
+            (self.run_folder.samples / f"{record['step']:08d}.png").write_bytes(record["png"])
+            return
+        if record["event"] == "validation":
+            self.last = {key: value for key, value in record.items() if isinstance(value, float)}
+        self.step = record["step"]
+        self.journal.write(record)
+        self.listen(record)
+
+    def _raise_failure(self) -> None:
+        if self.refusal is not None:
+            error = RaySRError(self.refusal["message"])
+            error.exit_code = self.refusal["exit_code"]
+            raise error
+        if self.failure is not None:
+            raise ClusterError(
+                f"training failed after step {self.step}: {first_line(_root(self.failure))}; "
+                "--verbose shows the workers' logs, --resume goes on from the last checkpoint"
+            ) from self.failure
+        if self.interrupted:
+            raise Interrupted(f"stopped at step {self.step}, checkpoint saved: go on with --resume")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The worker's own exception inside what Ray Train raises."""
+    causes = getattr(error, "worker_failures", None)
+    return next(iter(causes.values())) if causes else error

@@ -1,0 +1,104 @@
+"""Carries what the workers tell to the driver, and the driver's wish to stop to the workers.
+
+An actor of its own and not `ray.train.report`: that is a barrier for all workers and keeps no metrics that
+come without a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+Record = dict[str, Any]
+
+
+class _Monitor:
+    """State of the actor: waiting records, where the data stream begins, whether to stop."""
+
+    def __init__(self) -> None:
+        self._records: list[Record] = []
+        self._first_row = 0
+        self._stop = False
+
+    def log(self, record: Record) -> bool:
+        """Take a record; answers whether the run is to stop."""
+        self._records.append(record)
+        return self._stop
+
+    def drain(self) -> list[Record]:
+        records, self._records = self._records, []
+        return records
+
+    def begin_at(self, row: int) -> None:
+        self._first_row = row
+
+    def first_row(self) -> int:
+        return self._first_row
+
+    def stop(self) -> None:
+        self._stop = True
+
+
+def start_monitor() -> Any:
+    """A handle of a new monitor actor on the driver's node, which lives as long as the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class FirstRow:
+    """Asks the monitor where the stream begins: a callable that travels with Ray Data's tasks."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+
+    def __call__(self) -> int:
+        return int(ray.get(self._monitor.first_row.remote()))
+
+
+class Journal:
+    """metrics.jsonl of a run: one JSON object a line, in the order of steps, also after restarts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: TextIO | None = None
+
+    def write(self, record: Record) -> None:
+        """Append a record. `event: start` drops the lines of steps that are about to be done again."""
+        if record.get("event") == "start":
+            self._forget_after(int(record["step"]))
+        if self._stream is None:
+            self._stream = self.path.open("a", encoding="utf-8")
+        self._stream.write(json.dumps(record) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _forget_after(self, step: int) -> None:
+        self.close()
+        if not self.path.exists():
+            return
+        kept = [record for record in read_journal(self.path) if record["step"] <= step]
+        aside = self.path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        aside.replace(self.path)
+
+
+def read_journal(path: Path, keep: Callable[[Record], bool] = lambda record: True) -> list[Record]:
+    """The records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keep(record):
+            records.append(record)
+    return records

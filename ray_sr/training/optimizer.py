@@ -1,0 +1,89 @@
+"""An optimizer with its schedule, gradient clipping and a guard against steps that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ray_sr.recipe import OptimizerSpec, ScheduleSpec
+
+
+def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
+    """Share of the learning rate at a step (from 0) of a stage of `steps`; without state, so resuming is exact."""
+    warmup = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    if schedule.kind == "multistep":
+        return warmup * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
+    if schedule.kind == "cosine":
+        share = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+    elif schedule.kind == "linear":
+        share = 1 - max(0, step - schedule.start) / (steps - schedule.start)
+    else:
+        return warmup
+    return warmup * (schedule.final + (1 - schedule.final) * max(share, 0.0))
+
+
+class GuardedOptimizer:
+    """Adam or AdamW that leaves the weights alone where a gradient is not finite, without waiting for the GPU.
+
+    `bad` counts such steps, `bad_in_a_row` those since the last good one; both are tensors on the device.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        spec: OptimizerSpec,
+        schedule: ScheduleSpec,
+        steps: int,
+        clip: float | None = None,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.schedule, self.steps, self.base, self.clip = schedule, steps, spec.lr, clip
+        kind = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
+        self.inner = kind(
+            self.parameters, spec.lr, spec.betas, spec.eps, weight_decay=spec.weight_decay, fused=True
+        )
+        device = self.parameters[0].device
+        self.bad = torch.zeros((), device=device)
+        self.bad_in_a_row = torch.zeros((), device=device)
+
+    def zero_grad(self) -> None:
+        self.inner.zero_grad(set_to_none=True)
+
+    def step(self, number: int) -> None:
+        """Apply the gradients as step `number` (from 0) of the stage."""
+        for group in self.inner.param_groups:
+            group["lr"] = self.rate(number)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        not_finite = (~torch.isfinite(norm)).float()
+        self.inner.found_inf = not_finite  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
+        self.inner.step()
+        self.bad += not_finite
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
+
+    def rate(self, number: int) -> float:
+        return self.base * rate_factor(self.schedule, number, self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move `average` towards `model`: parameters and floating buffers (BatchNorm statistics) alike."""
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    floating = [(old, new) for old, new in pairs if old.is_floating_point()]
+    with torch.no_grad():
+        torch._foreach_lerp_([old for old, _ in floating], [new for _, new in floating], 1 - decay)
+        for old, new in pairs:
+            if not old.is_floating_point():
+                old.copy_(new)
+
+
+def largest(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).max()

@@ -1,0 +1,149 @@
+"""What a checkpoint holds: all that is needed to go on training as if nothing had happened.
+
+Random numbers are no state: those of a step follow from (seed, rank, step), so a run goes on exactly,
+also with another number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ray_sr.errors import ModelError
+from ray_sr.models import build_discriminator, build_generator
+from ray_sr.models.weights import encode_weights, load_strict, save_weights
+from ray_sr.recipe import Recipe
+from ray_sr.training.compute import Compute
+from ray_sr.training.optimizer import GuardedOptimizer, average_weights
+
+StageName = Literal["pretrain", "gan"]
+STATE_FILE = "state.pt"
+GENERATOR_FILE = "generator.safetensors"
+PRETRAINED_FILE = "pretrained.safetensors"
+
+
+class TrainState:
+    """Both networks, the averaged generator, the optimizers of the stage, and the step (of the whole run)."""
+
+    def __init__(self, recipe: Recipe, compute: Compute) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.compute = recipe, compute
+        self.step = 0
+        self.best: dict[str, float] = {}
+        self.generator = compute.place(build_generator(recipe.network))
+        self.discriminator: nn.Module | None = None
+        if recipe.gan and recipe.discriminator:
+            critic = build_discriminator(recipe.discriminator, recipe.data.crop, recipe.value_range)
+            self.discriminator = compute.place(critic)
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.pretrained: dict[str, torch.Tensor] | None = None
+        self.generator_optimizer: GuardedOptimizer | None = None
+        self.discriminator_optimizer: GuardedOptimizer | None = None
+        self._enter_stage()
+
+    @property
+    def stage(self) -> StageName:
+        """The stage that the next step belongs to; the last one when all steps are done."""
+        return "pretrain" if self.step < self.pretrain_steps or self.recipe.gan is None else "gan"
+
+    @property
+    def pretrain_steps(self) -> int:
+        return self.recipe.pretrain.steps if self.recipe.pretrain else 0
+
+    @property
+    def step_of_stage(self) -> int:
+        return self.step - (self.pretrain_steps if self.stage == "gan" else 0)
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.recipe.total_steps
+
+    def load_generator(self, weights: dict[str, torch.Tensor]) -> None:
+        """Start from the weights of a published generator."""
+        load_strict(self.generator, weights)
+        load_strict(self.average, weights)
+
+    def advance(self) -> bool:
+        """Count a finished step and average the weights. True where the next step begins another stage."""
+        average_weights(self.average, self.generator, self.recipe.training.ema)
+        before = self.stage
+        self.step += 1
+        if self.done or self.stage == before:
+            return False
+        self.pretrained = {name: value.clone() for name, value in self.average.state_dict().items()}
+        self.generator.load_state_dict(self.average.state_dict())
+        self._enter_stage()
+        return True
+
+    def _enter_stage(self) -> None:
+        recipe, clip = self.recipe, self.recipe.training.clip_gradients
+        if self.stage == "pretrain" and recipe.pretrain:
+            stage = recipe.pretrain
+            self.generator_optimizer = GuardedOptimizer(
+                list(self.generator.parameters()), stage.optimizer, stage.schedule, stage.steps, clip
+            )
+        elif recipe.gan and self.discriminator:
+            gan = recipe.gan
+            self.generator_optimizer = GuardedOptimizer(
+                list(self.generator.parameters()), gan.generator_optimizer, gan.schedule, gan.steps, clip
+            )
+            self.discriminator_optimizer = GuardedOptimizer(
+                list(self.discriminator.parameters()),
+                gan.discriminator_optimizer,
+                gan.schedule,
+                gan.steps,
+                clip,
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write state.pt, and the averaged generator as a weights file of its own (as before the GAN, too)."""
+        torch.save(self._dump(), folder / STATE_FILE)
+        network = self.recipe.network
+        save_weights(folder / GENERATOR_FILE, self.average, network)
+        if self.pretrained is not None:
+            (folder / PRETRAINED_FILE).write_bytes(encode_weights(self.pretrained, network))
+
+    def load(self, folder: Path) -> None:
+        """Take over a checkpoint. Raises ModelError where it belongs to other networks or is damaged."""
+        path = folder / STATE_FILE
+        try:
+            saved = torch.load(path, map_location=self.compute.device, weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise ModelError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
+        self.step = saved["step"]
+        self.best = saved["best"]
+        self._enter_stage()
+        load_strict(self.generator, saved["generator"], str(path))
+        load_strict(self.average, saved["average"], str(path))
+        self.pretrained = saved["pretrained"]
+        if self.discriminator is not None:
+            load_strict(self.discriminator, saved["discriminator"], str(path))
+        for name in ("generator_optimizer", "discriminator_optimizer"):
+            optimizer = getattr(self, name)
+            if optimizer is not None and saved[name] is not None:
+                optimizer.load_state_dict(saved[name])
+
+    def _dump(self) -> dict[str, Any]:
+        def of(part: nn.Module | GuardedOptimizer | None) -> dict[str, Any] | None:
+            return None if part is None else part.state_dict()
+
+        return {
+            "step": self.step,
+            "best": self.best,
+            "recipe": self.recipe.dump(),
+            "generator": of(self.generator),
+            "average": of(self.average),
+            "pretrained": self.pretrained,
+            "discriminator": of(self.discriminator),
+            "generator_optimizer": of(self.generator_optimizer),
+            "discriminator_optimizer": of(self.discriminator_optimizer),
+        }
+
+
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """Seed of everything random in one step of one worker (dropout, label noise)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0x2545F4914F6CDD1D + rank * 0x100000001B3) & ((1 << 63) - 1)

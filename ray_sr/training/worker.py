@@ -1,0 +1,238 @@
+"""The loop that every Ray Train worker runs: batches, steps, log lines, validation, checkpoints."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+from torch import Tensor, distributed, nn
+
+from ray_sr.errors import RaySRError
+from ray_sr.losses import build_content_losses
+from ray_sr.recipe import Recipe
+from ray_sr.training.compute import Compute
+from ray_sr.training.state import TrainState, step_seed
+from ray_sr.training.steps import GanStep, PretrainStep
+from ray_sr.training.validation import Validator
+
+MOST_BAD_STEPS = 10
+
+
+@dataclass
+class Meter:
+    """Sums of what happened since the last log line. Losses stay on the device until they are read."""
+
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    wait: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def add(self, losses: dict[str, Tensor], wait: float) -> None:
+        for name, value in losses.items():
+            self.losses[name] = self.losses[name] + value if name in self.losses else value
+        self.steps += 1
+        self.wait += wait
+
+    def read(self) -> dict[str, float]:
+        """Means over the steps, steps/s and the share of time spent waiting for data; starts anew."""
+        means = {name: float(total) / self.steps for name, total in self.losses.items()}
+        elapsed = time.perf_counter() - self.began
+        means |= {"steps_per_s": self.steps / elapsed, "data_wait": self.wait / elapsed}
+        self.losses, self.steps, self.wait, self.began = {}, 0, 0.0, time.perf_counter()
+        return means
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls on each worker. Errors a user can mend go to the driver as one line."""
+    worker: Worker | None = None
+    try:
+        worker = Worker(config)
+        worker.run()
+    except RaySRError as error:
+        step = worker.state.step if worker else 0
+        record = {"event": "error", "step": step, "message": str(error), "exit_code": error.exit_code}
+        ray.get(config["monitor"].log.remote(record))
+
+
+class Worker:
+    """One of the workers of a run."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.recipe = Recipe.model_validate(config["recipe"])
+        self.monitor = config["monitor"]
+        self.data_card = config["data"]
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        torch.set_num_threads(self.recipe.training.threads or max(1, int(self.recipe.training.cpus_per_worker)))
+        device = ray.train.torch.get_device()
+        self.compute = Compute.of(self.recipe.training, device)
+        self.state = TrainState(self.recipe, self.compute)
+        self._restore(config)
+        self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
+        self.meter = Meter()
+        self.noise = torch.Generator()
+        self.wait = 0.0
+        self.number = 0
+        self.stop_answer: Any = None
+        self.step = self._build_step()
+
+    def run(self) -> None:
+        """Train to the last step, or until the driver asks to stop; a checkpoint ends it either way."""
+        self._announce()
+        if self.state.done:
+            return
+        stopping = False
+        batches = self._batches()
+        while not self.state.done and not stopping:
+            lr, hr = self._next_batch(batches)
+            stage_ended = self._train_step(lr, hr)
+            ending = stage_ended or self.state.done
+            stopping = self._log(ending)
+            metrics = self._validate(ending)
+            self._checkpoint(metrics, ending or stopping)
+            if stage_ended:
+                self.step = self._build_step()
+
+    @property
+    def stage(self) -> str:
+        """The stage of the last step, which ends before the state moves to the next one."""
+        return "gan" if isinstance(self.step, GanStep) else "pretrain"
+
+    def _restore(self, config: dict[str, Any]) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                self.state.load(Path(folder))
+        elif config["init"] is not None:
+            self.state.load_generator(ray.get(config["init"]))
+
+    def _build_step(self) -> PretrainStep | GanStep:
+        recipe, state = self.recipe, self.state
+        layout, device = self.compute.memory_format, self.compute.device
+        generator = self._distributed(state.generator)
+        if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
+            losses = build_content_losses(recipe.pretrain.losses, recipe.features, device, layout)
+            return PretrainStep(generator, state.generator_optimizer, losses, self.compute)
+        assert recipe.gan
+        assert state.discriminator
+        assert state.generator_optimizer
+        assert state.discriminator_optimizer
+        return GanStep(
+            generator,
+            self._distributed(state.discriminator),
+            state.generator_optimizer,
+            state.discriminator_optimizer,
+            build_content_losses(recipe.gan.losses, recipe.features, device, layout),
+            recipe.gan.adversarial,
+            self.compute,
+        )
+
+    def _distributed(self, module: nn.Module) -> nn.Module:
+        if self.recipe.training.compile:
+            module.compile(dynamic=False)
+        if self.world == 1:
+            return module
+        devices = [self.compute.device] if self.compute.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _announce(self) -> None:
+        if self.rank == 0:
+            ray.get(self.monitor.begin_at.remote(self.state.step * self.world))
+            record = {"event": "start", "step": self.state.step, "world": self.world}
+            ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
+
+    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
+        shard = ray.train.get_dataset_shard("train")
+        return iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
+
+    def _next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        self.wait = time.perf_counter() - began
+        if batch is None:
+            raise RuntimeError(f"the data stream ended at step {self.state.step} of {self.recipe.total_steps}")
+        if self.world == 1 and int(batch["row"][0]) != self.state.step:
+            raise RuntimeError(f"the data stream is at row {int(batch['row'][0])}, training at {self.state.step}")
+        # Copies, because blocks of the object store are read-only.
+        return self.compute.to_input(batch["lr"][0].copy()), self.compute.to_input(batch["hr"][0].copy())
+
+    def _train_step(self, lr: Tensor, hr: Tensor) -> bool:
+        seed = step_seed(self.recipe.seed, self.rank, self.state.step)
+        torch.manual_seed(seed)
+        self.noise.manual_seed(seed)
+        self.number = self.state.step_of_stage
+        losses = self.step.run(lr, hr, self.number, self.noise)
+        self.meter.add(losses, self.wait)
+        return self.state.advance()
+
+    def _log(self, ending: bool) -> bool:
+        """Send a log line when one is due. True where the run is to stop."""
+        if not ending and self.state.step % self.recipe.training.log_every:
+            return False
+        self._check_finite()
+        if self.rank == 0:
+            record = {
+                "event": "train",
+                "step": self.state.step,
+                "stage": self.stage,
+                "lr": self.step.optimizers[0].rate(self.number),
+                "bad_steps": sum(float(o.bad) for o in self.step.optimizers),
+                **self.meter.read(),
+            }
+            asked = self.stop_answer is not None and ray.get(self.stop_answer)
+            self.stop_answer = self.monitor.log.remote(record)
+        else:
+            asked = False
+        return self._agree(asked)
+
+    def _check_finite(self) -> None:
+        if any(float(optimizer.bad_in_a_row) >= MOST_BAD_STEPS for optimizer in self.step.optimizers):
+            raise RaySRError(
+                f"step {self.state.step}: {MOST_BAD_STEPS} steps in a row had a loss that is not finite: lower the "
+                "learning rate or the loss weights, then go on from the last checkpoint with --resume"
+            )
+
+    def _agree(self, asked: bool) -> bool:
+        """Rank 0's wish on all ranks, so that all leave the loop at the same step."""
+        if self.world == 1:
+            return asked
+        wish = torch.tensor(float(asked), device=self.compute.device)
+        distributed.broadcast(wish, src=0)
+        return bool(wish)
+
+    def _validate(self, ending: bool) -> dict[str, float]:
+        if not self.validator.photos_in_all:
+            return {}
+        if not ending and self.state.step % self.recipe.validation.every:
+            return {}
+        metrics, sample = self.validator.run(self.state.average)
+        if self.rank == 0:
+            self.state.best["psnr_y"] = max(metrics["psnr_y"], self.state.best.get("psnr_y", 0.0))
+            record = {"event": "validation", "step": self.state.step, "stage": self.stage, **metrics}
+            self.monitor.log.remote(record)
+            self.monitor.log.remote({"event": "sample", "step": self.state.step, "png": sample})
+        self.meter.began = time.perf_counter()
+        return metrics
+
+    def _checkpoint(self, metrics: dict[str, float], ending: bool) -> None:
+        """Every worker reports; rank 0 brings the checkpoint."""
+        if not ending and self.state.step % self.recipe.training.checkpoint_every:
+            return
+        with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
+            checkpoint = None
+            if self.rank == 0:
+                self.state.save(Path(folder))
+                checkpoint = Checkpoint.from_directory(folder)
+            summary = {"step": self.state.step, "stage": self.stage, **metrics}
+            ray.train.report(summary, checkpoint, checkpoint_dir_name=f"checkpoint_{self.state.step:08d}")
+        self.meter.began = time.perf_counter()

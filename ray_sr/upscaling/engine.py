@@ -1,0 +1,334 @@
+"""Runs a generator over a picture of any size, tile by tile, on one device.
+
+The picture and its result stay on the host; only tiles travel. The result comes in bands from top to bottom,
+so that a caller who writes them away never holds the whole. When a tile does not fit in memory, what is left is
+planned anew with tiles of half the side; a tile with NaN or infinite values is run again in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_sr.errors import ModelError, RecipeError, ResourceError
+from ray_sr.models import Capability, Generator, fold_batchnorm
+from ray_sr.upscaling.precision import (
+    WORST_DEVIATION,
+    Trial,
+    deviation,
+    has_fast_bfloat16,
+    to_bfloat16,
+    try_out,
+)
+from ray_sr.upscaling.tiles import Plan, Span, plan_tiles
+
+Precision = Literal["auto", "float32", "bf16"]
+Progress = Callable[[float], None]
+
+LARGEST_TILE = 1024
+LEAST_OVERLAP = 32
+_CPU_TILE_BYTES = 3 << 29
+_LIVE_TENSORS = 3  # of the largest kind at the same time, all float32: measured on MSRResNet and Compact
+_LEVELS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class EngineStats:
+    """What an engine did so far: tiles run, of these again in float32, times that the tile was halved."""
+
+    tiles: int = 0
+    reruns: int = 0
+    halvings: int = 0
+
+
+class Engine:
+    """A generator on a device, ready to run. One thread at a time.
+
+    module: N×3×h×w -> N×3×(h·scale)×(w·scale), values in [0, 1]; it is copied, with BatchNorm folded.
+    device: `auto` (CUDA where there is one), or as torch spells it.
+    precision: `auto` is bf16 where the device multiplies it in hardware and the network bears it, else float32.
+    16-bit pictures are run in float32 in any case.
+    tile: largest tile as the side of a square, in input pixels, margins included; by default what fits in
+    1.5 GiB on a CPU and in half of the free memory on a GPU, at most 1024.
+    overlap: margin of a tile; by default the receptive field, but at most a sixth of the tile or 32 px,
+    whichever is more: what very deep networks see beyond that weighs next to nothing.
+    batch: tiles that are run at once.
+
+    Networks that normalise by the whole picture run untiled where half of the memory allows it; else they are
+    tiled, with a warning in the log, because no overlap makes that exact.
+    Raises RecipeError for a tile without room inside its margins, ResourceError for an absent device.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        capability: Capability,
+        *,
+        device: str | torch.device = "auto",
+        precision: Precision = "auto",
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch: int = 1,
+    ) -> None:
+        self.device = _device(device)
+        self.capability = capability
+        self.batch = batch
+        self.stats = EngineStats()
+        self.overlap = overlap
+        exact: nn.Module = fold_batchnorm(cast(Generator, module)).requires_grad_(False)
+        exact = exact.to(self.device).to(memory_format=torch.channels_last)
+        trial = try_out(exact, capability.channels)
+        self._exact = self._fast = exact
+        if trial.last and _wants_bf16(precision, self.device, capability):
+            self._fast = _fast_twin(exact, trial, precision, capability)
+        self.precision = "float32" if self._fast is exact else "bf16"
+        self.tile = tile or self._default_tile(trial.values_per_pixel)
+        if self.tile < self._least_tile(self.tile):
+            least = self._least_tile(self.tile)
+            raise RecipeError(f"a tile of {self.tile} px is too small for this network: use at least {least}")
+
+    @property
+    def scale(self) -> int:
+        return self.capability.scale
+
+    def run(
+        self,
+        picture: np.ndarray,
+        dtype: type[np.generic] | np.dtype = np.float32,
+        *,
+        exact: bool | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """The whole result of `bands`: (H·scale)×(W·scale)×C."""
+        height, width, channels = picture.shape
+        try:
+            result = np.empty((height * self.scale, width * self.scale, channels), dtype)
+        except MemoryError:
+            size = f"{width * self.scale}x{height * self.scale}"
+            raise ResourceError(f"no memory for a result of {size}; upscale a smaller picture") from None
+        for top, band in self.bands(picture, dtype, exact=exact, progress=progress):
+            result[top : top + len(band)] = band
+        return result
+
+    def bands(
+        self,
+        picture: np.ndarray,
+        dtype: type[np.generic] | np.dtype = np.float32,
+        *,
+        exact: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The upscaled picture from top to bottom: (first row, rows×(W·scale)×C) of `dtype`.
+
+        picture: H×W×C, C = 1 or 3, uint8, uint16 or float32 in [0, 1]. Gray is run as three equal channels
+        whose results are averaged: of all gray pictures, the mean is the nearest to the network's. dtype:
+        float32 is neither rounded nor clamped, uint8 and uint16 are. exact: run in float32; by default for
+        uint16. progress: called after each tile with the share done, in [0, 1]; what it raises ends the run.
+        Raises ModelError where the network gives no finite values, ResourceError where no tile fits.
+        """
+        job = _Job(picture, np.dtype(dtype), picture.dtype == np.uint16 if exact is None else exact)
+        plan = self._plan(picture, 0)
+        rows = deque(plan.rows)
+        while rows:
+            band = self._band(job, rows[0], plan.columns, progress)
+            if band is not None:
+                yield rows.popleft().start * self.scale, band
+                continue
+            self._halve(plan)
+            plan = self._plan(picture, rows[0].start)
+            rows = deque(plan.rows)
+
+    def _plan(self, picture: np.ndarray, top: int) -> Plan:
+        height, width = picture.shape[:2]
+        overlap = self._overlap_of(self.tile)
+        plan = plan_tiles(height, width, self.tile, overlap, self.capability.multiple, top)
+        if self.capability.whole_image_norm and (top or len(plan) > 1):
+            _log.warning("%dx%d does not fit in memory at once: tiles will differ in tone", width, height)
+        return plan
+
+    def _overlap_of(self, tile: int) -> int:
+        if self.overlap is not None:
+            return self.overlap
+        return min(self.capability.receptive_field, max(LEAST_OVERLAP, tile // 6))
+
+    def _least_tile(self, tile: int) -> int:
+        return 2 * self._overlap_of(tile) + 8 * self.capability.multiple
+
+    def _default_tile(self, values_per_pixel: float) -> int:
+        whole = self.capability.whole_image_norm
+        pixels = _memory_for_tiles(self.device, whole) / max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
+        side = math.isqrt(int(pixels))
+        return max(self._least_tile(side), side if whole else min(side, LARGEST_TILE))
+
+    def _halve(self, plan: Plan) -> None:
+        """Makes room after a failure: fewer tiles at once, or else smaller ones."""
+        self.stats.halvings += 1
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.batch > 1:
+            self.batch //= 2
+            return
+        height, width = plan.source_size
+        side = math.isqrt(height * width) // 2
+        if side < self._least_tile(side):
+            raise ResourceError(
+                f"out of memory on {self.device} with a tile of {width}x{height}, and smaller ones are not "
+                "possible: free some memory or use another device"
+            )
+        self.tile = side
+        _log.warning("out of memory on %s: going on with tiles of %d px", self.device, side)
+
+    def _band(self, job: _Job, rows: Span, columns: Sequence[Span], progress: Progress | None) -> np.ndarray | None:
+        """One row of tiles, joined; None where memory did not suffice."""
+        height, width, channels = job.picture.shape
+        size = (rows.stop - rows.start) * self.scale, width * self.scale, channels
+        band = np.empty(size, job.dtype)
+        for first in range(0, len(columns), self.batch):
+            some = columns[first : first + self.batch]
+            cores = self._cores(job, rows, some)
+            if cores is None:
+                return None
+            for span, core in zip(some, cores, strict=True):
+                band[:, span.start * self.scale : span.stop * self.scale] = core
+            self.stats.tiles += len(some)
+            if progress:
+                progress((rows.start + (rows.stop - rows.start) * some[-1].stop / width) / height)
+        return band
+
+    def _cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
+        """The results of tiles side by side, without their margins; None where memory did not suffice."""
+        try:
+            with torch.inference_mode(), _without_tf32(self.device):
+                tiles = np.stack([_cut(job.picture, rows, span) for span in columns])
+                results = self._finite(self._to_device(tiles), job.exact)
+                if job.picture.shape[2] == 1:
+                    results = results.mean(1, keepdim=True)
+                return [
+                    _to_host(result[:, self._inner(rows), self._inner(span)], job.dtype)
+                    for result, span in zip(results, columns, strict=True)
+                ]
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        return None  # outside of the handler, so that the failure's tensors are gone before the next attempt
+
+    def _inner(self, span: Span) -> slice:
+        """Where the core lies in the result of the source."""
+        start = (span.start - span.source_start) * self.scale
+        return slice(start, start + (span.stop - span.start) * self.scale)
+
+    def _to_device(self, tiles: np.ndarray) -> torch.Tensor:
+        """N×h×w×C on the host to float32 N×3×h×w in [0, 1] on the device, channels last."""
+        levels = _LEVELS[tiles.dtype]
+        values = tiles if tiles.dtype == np.uint8 else tiles.astype(np.float32)
+        batch = torch.from_numpy(values).to(self.device).to(torch.float32).div_(levels).permute(0, 3, 1, 2)
+        batch = batch.expand(-1, self.capability.channels, -1, -1)
+        return batch.contiguous(memory_format=torch.channels_last)
+
+    def _finite(self, batch: torch.Tensor, exact: bool) -> torch.Tensor:
+        """The network's results, float32; those that are not finite come from a second run in float32."""
+        results = (self._exact if exact else self._fast)(batch).to(torch.float32)
+        broken = ~torch.isfinite(results).flatten(1).all(1)
+        if not broken.any():
+            return results
+        self.stats.reruns += int(broken.sum())
+        again = self._exact(batch[broken]).to(torch.float32)
+        if not torch.isfinite(again).all():
+            raise ModelError("the network gives values that are not finite, in float32 too: check its weights")
+        results[broken] = again
+        return results
+
+
+@dataclass(frozen=True)
+class _Job:
+    picture: np.ndarray
+    dtype: np.dtype
+    exact: bool
+
+
+def _check_picture(picture: np.ndarray, dtype: np.dtype) -> None:
+    if picture.ndim != 3 or picture.shape[2] not in (1, 3) or not picture.size:
+        raise ValueError(f"a picture is H×W×1 or H×W×3, not {picture.shape}")
+    if picture.dtype not in _LEVELS or dtype not in _LEVELS:
+        raise ValueError(f"a picture is uint8, uint16 or float32, not {picture.dtype} (result {dtype})")
+
+
+def _cut(picture: np.ndarray, rows: Span, columns: Span) -> np.ndarray:
+    """The source of a tile; the last row and column are repeated where it passes the border."""
+    height, width = picture.shape[:2]
+    part = picture[rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
+    below, beside = max(0, rows.source_stop - height), max(0, columns.source_stop - width)
+    return np.pad(part, ((0, below), (0, beside), (0, 0)), mode="edge") if below or beside else part
+
+
+def _to_host(result: torch.Tensor, dtype: np.dtype) -> np.ndarray:
+    """C×h×w in [0, 1] to h×w×C of `dtype`, rounded on the device so that the fewest bytes travel."""
+    levels = _LEVELS[dtype]
+    if levels > 1:
+        kind = torch.uint8 if levels == 255 else torch.int32
+        result = result.clamp(0, 1).mul_(levels).round_().to(kind)
+    return result.permute(1, 2, 0).cpu().numpy().astype(dtype, copy=False)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ResourceError(f"device {name} cannot be used ({reason}): choose auto, cpu or cuda") from None
+    return device
+
+
+def _wants_bf16(precision: str, device: torch.device, capability: Capability) -> bool:
+    """Statistics of the whole picture lose too much in bfloat16 (Fast-SRGAN: 0.014 dB of PSNR on Set5)."""
+    if precision not in ("auto", "float32", "bf16"):
+        raise RecipeError(f"precision {precision!r} is unknown: choose auto, float32 or bf16")
+    suits = capability.bf16 and not capability.whole_image_norm and has_fast_bfloat16(device)
+    return precision == "bf16" or (precision == "auto" and suits)
+
+
+def _fast_twin(exact: nn.Module, trial: Trial, precision: str, capability: Capability) -> nn.Module:
+    """The network in bfloat16; with `auto` the network itself where bfloat16 changes its results too much."""
+    fast = to_bfloat16(exact, trial)
+    if precision == "bf16" or deviation(fast, exact, capability.channels) <= WORST_DEVIATION:
+        return fast
+    _log.info("bfloat16 would change this network's results too much: it runs in float32")
+    return exact
+
+
+def _memory_for_tiles(device: torch.device, whole: bool) -> int:
+    """Bytes that one run of the network may take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    if whole:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return _CPU_TILE_BYTES
+
+
+def _without_tf32(device: torch.device) -> AbstractContextManager[None]:
+    """TF32 has 10 bits of mantissa: too few for 16-bit pictures and for the ends of a network."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision=None)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = str(error)
+    return "not enough memory" in words or "allocate memory" in words  # torch's CPU allocator has no own type

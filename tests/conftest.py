@@ -1,0 +1,25 @@
+"""Fixtures that more than one test module uses."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A real Ray of this test session alone: own ports, own temporary folder."""
+    import ray
+
+    from ray_sr.cluster import local_ray
+
+    # Ray puts sockets into its temporary folder, whose paths are limited to about 100 characters.
+    with tempfile.TemporaryDirectory(prefix="rsr-", ignore_cleanup_errors=True) as folder:
+        local_ray(cpus=4, temporary=folder, object_store_bytes=1 << 30)
+        yield
+        ray.shutdown()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ray_sr.degradations import degrade
+from ray_sr.recipe import DegradationSpec, DownscaleSpec, SecondOrderSpec
+from tests.degradations.pictures import batch, generators
+
+
+def _degraded(hr: np.ndarray, strength: float, scale: int = 4) -> np.ndarray:
+    steps: list[DegradationSpec] = [SecondOrderSpec(strength=strength)]
+    return degrade(hr, steps, scale, generators(range(len(hr))))
+
+
+def _bicubic(hr: np.ndarray) -> np.ndarray:
+    return degrade(hr, [DownscaleSpec()], 4, generators(range(len(hr))))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_size_is_exactly_the_scale(scale: int) -> None:
+    hr = batch(12, 12 * 5, 12 * 7)
+    assert _degraded(hr, 1.0, scale).shape == (12, 60 // scale, 84 // scale, 3)
+
+
+def test_little_strength_is_bicubic() -> None:
+    hr = batch(20, 96, 96)
+    difference = np.abs(_degraded(hr, 1e-4).astype(int) - _bicubic(hr))
+    assert difference.max() <= 1
+
+
+def test_more_strength_is_farther_from_bicubic() -> None:
+    hr = batch(24, 96, 96)
+    bicubic = _bicubic(hr)
+    errors = [np.abs(_degraded(hr, s).astype(int) - bicubic).mean() for s in (0.05, 0.2, 0.5, 1.0)]
+    assert errors == sorted(errors)
+    assert errors[-1] > 3 * errors[0]
+
+
+def test_mean_colour_is_kept() -> None:
+    hr = batch(32, 96, 96)
+    drift = _degraded(hr, 1.0).mean(axis=(1, 2)) - hr.mean(axis=(1, 2))
+    assert np.abs(drift.mean(axis=0)).max() < 2  # no systematic change of brightness or colour
+    assert np.abs(drift).max() < 20
+
+
+def test_flat_pictures_get_the_noise_of_both_rounds() -> None:
+    """Noise of sigma 1 to 30, then resized, compressed and joined by more, spreads over this range."""
+    hr = np.full((40, 96, 96, 3), 128, np.uint8)
+    spread = _degraded(hr, 1.0).std(axis=(1, 2)).mean(axis=1)
+    assert 0.1 < spread.min() < 6
+    assert 10 < spread.max() < 60
+
+
+def test_degraded_pictures_still_show_the_scene() -> None:
+    hr = batch(32, 96, 96)
+    pairs = zip(_degraded(hr, 1.0), _bicubic(hr), strict=True)
+    alike = [np.corrcoef(lr.ravel(), bicubic.ravel())[0, 1] for lr, bicubic in pairs]
+    assert np.median(alike) > 0.7
+    assert min(alike) > 0.1

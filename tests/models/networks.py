@@ -1,0 +1,52 @@
+"""Small networks of every family and scale, for the tests of this folder."""
+
+from __future__ import annotations
+
+import torch
+
+from ray_sr.models import Generator, build_generator
+from ray_sr.recipe_networks import (
+    CompactSpec,
+    DeblurGANSpec,
+    GeneratorSpec,
+    MSRResNetSpec,
+    NetworkSpec,
+    RRDBNetSpec,
+    SRResNetSpec,
+    UpResNetSpec,
+)
+
+SMALL: list[GeneratorSpec] = [
+    SRResNetSpec(blocks=2, channels=4),
+    MSRResNetSpec(blocks=2, channels=4),
+    RRDBNetSpec(blocks=1, channels=4, growth=4),
+    CompactSpec(convs=2, channels=4),
+    CompactSpec(convs=2, channels=4, activation="relu"),
+    CompactSpec(convs=2, channels=4, activation="leakyrelu"),
+    UpResNetSpec(blocks=2, channels=4),
+    DeblurGANSpec(blocks=1, channels=4),
+    DeblurGANSpec(blocks=1, channels=4, norm="batch", upsampling="nearest"),
+    DeblurGANSpec(blocks=1, channels=4, norm="batch"),
+]
+NETWORKS = [NetworkSpec(scale=scale, generator=spec) for spec in SMALL for scale in spec.scales]
+
+
+def name(network: NetworkSpec) -> str:
+    """A short name for pytest's list."""
+    options = network.generator.model_dump(include={"activation", "norm", "upsampling"}).values()
+    return "-".join([network.generator.kind, f"x{network.scale}", *options])
+
+
+def build(network: NetworkSpec, seed: int = 0) -> Generator:
+    """The generator with seeded weights and BatchNorm statistics, every layer of which has some effect."""
+    torch.manual_seed(seed)
+    generator = build_generator(network)
+    with torch.no_grad():
+        for key, tensor in generator.state_dict().items():
+            if key.endswith("running_var"):
+                tensor.uniform_(0.5, 2.0)
+            elif tensor.ndim == 1:
+                tensor.add_(torch.randn_like(tensor) * 0.1)
+            elif tensor.ndim == 4:
+                tensor.normal_(0.0, (2.0 / tensor[0].numel()) ** 0.5)
+    return generator

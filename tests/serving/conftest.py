@@ -1,0 +1,83 @@
+"""One small service for all HTTP tests, with limits that are cheap to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ray_sr.images import Photo, encode
+from ray_sr.model_store import Store
+from ray_sr.models import build_generator
+from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
+from ray_sr.serving.options import ServiceLimits, ServiceOptions
+from ray_sr.serving.run import running_service
+
+# A picture of 1024x1024 keeps this network busy for far longer than the deadline, one of 32x24 for a blink.
+LIMITS = ServiceLimits(
+    body_bytes=300_000,
+    input_pixels=1 << 20,
+    result_pixels=1 << 24,
+    side=4096,
+    body_deadline_s=1,
+    request_deadline_s=6,
+    in_flight_pixels=(1 << 24) + (1 << 20),
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """The service under test, and what is needed to do its work without it."""
+
+    url: str
+    options: ServiceOptions
+    store: Store
+
+
+@pytest.fixture(scope="session")
+def options(tmp_path_factory: pytest.TempPathFactory) -> ServiceOptions:
+    store = Store(tmp_path_factory.mktemp("store"))
+    network = NetworkSpec(scale=4, generator=SRResNetSpec(blocks=16, channels=64))
+    torch.manual_seed(7)
+    store.publish("portrait", build_generator(network), network)
+    return ServiceOptions(
+        model="portrait", store=store.root, device="cpu", precision="float32", tile=96, cpus=1, limits=LIMITS
+    )
+
+
+@pytest.fixture(scope="session")
+def service(ray_local: None, options: ServiceOptions) -> Iterator[Running]:
+    with running_service(options) as url:
+        yield Running(url, options, Store(options.store))
+
+
+def picture(height: int, width: int, *, channels: int = 3, alpha: bool = False, depth: int = 8) -> Photo:
+    """A seeded picture of smooth colours with some grain."""
+    random = np.random.default_rng([height, width, channels, depth])
+    largest, kind = (255, np.uint8) if depth == 8 else (65535, np.uint16)
+    slope = np.linspace(0.1, 0.8, height)[:, None, None] * np.linspace(0.3, 1, width)[None, :, None]
+    values = slope + random.uniform(0, 0.1, (height, width, channels))
+    opacity = (np.linspace(0, 1, width)[None, :] * np.ones((height, 1)) * largest).astype(kind)
+    return Photo((values * largest).astype(kind), alpha=opacity if alpha else None)
+
+
+def flat_png(height: int, width: int) -> bytes:
+    """A PNG of one colour: many pixels in few bytes."""
+    return encode(Photo(np.full((height, width, 3), 99, np.uint8)), "png")
+
+
+BIG = (1024, 1024)
+
+
+@pytest.fixture(scope="session")
+def small_png() -> bytes:
+    return encode(picture(24, 32), "png")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path

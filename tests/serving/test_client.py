@@ -1,0 +1,75 @@
+"""The Python client against the running service."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from ray_sr import client
+from ray_sr.errors import ClusterError, InputError
+from ray_sr.images import decode
+from tests.serving.conftest import LIMITS, Running
+
+
+def test_bytes_and_files_give_the_same_answer(service: Running, small_png: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    path.write_bytes(small_png)
+    answer = client.upscale(service.url, path, scale=2)
+    assert answer.data == client.upscale(f"{service.url}/", small_png, scale=2).data
+    assert decode(answer.data).pixels.shape == (48, 64, 3)
+    assert answer.media_type == "image/png"
+    assert answer.model == f"portrait@{service.store.show('portrait').version}"
+    assert answer.scale == 2
+    assert answer.warnings == ()
+    assert answer.request_id
+    assert answer.seconds["infer"] > 0
+
+
+def test_options_reach_the_service(service: Running, small_png: bytes) -> None:
+    low = client.upscale(service.url, small_png, format="jpeg", quality=10)
+    high = client.upscale(service.url, small_png, format="jpeg", quality=100)
+    assert low.media_type == "image/jpeg"
+    assert len(low.data) < len(high.data)
+
+
+def test_refusals_are_typed(service: Running, small_png: bytes) -> None:
+    with pytest.raises(client.ServiceError, match="422 \\(image-corrupt\\)") as caught:
+        client.upscale(service.url, small_png[:50])
+    assert caught.value.status == 422
+    assert caught.value.kind == "image-corrupt"
+    assert caught.value.problem["title"]
+
+
+def test_body_over_the_limit_is_a_refusal_not_a_broken_pipe(service: Running) -> None:
+    with pytest.raises(client.ServiceError) as caught:
+        client.upscale(service.url, bytes(20 * LIMITS.body_bytes))
+    assert caught.value.kind == "payload-too-large"
+
+
+def test_information(service: Running) -> None:
+    version = service.store.show("portrait").version
+    assert client.models(service.url) == [client.ServedModel("portrait", version, 4)]
+    assert client.limits(service.url)["body_bytes"] == LIMITS.body_bytes
+    assert client.is_ready(service.url)
+
+
+def test_missing_file_is_the_users_error() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.png: No such file"):
+        client.upscale("http://127.0.0.1:9", "nowhere.png")
+
+
+def test_no_service_is_one_line() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        assert not client.is_ready(url)
+        with pytest.raises(ClusterError, match=r"no answer from the service .*is it running") as caught:
+            client.upscale(url, b"x")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_schemes_are_refused() -> None:
+    with pytest.raises(ClusterError, match="begins with http"):
+        client.limits("file:///etc")

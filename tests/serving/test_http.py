@@ -1,0 +1,295 @@
+"""The service over real HTTP on loopback: right answers, every refusal, and life after both."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import torch
+
+from ray_sr.images import Photo, decode, encode
+from ray_sr.model_store import load_model
+from ray_sr.upscaling import Engine, upscale_photo
+from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
+
+
+@pytest.fixture(scope="module")
+def engine(service: Running) -> Engine:
+    """The engine of the replica, rebuilt in this process."""
+    torch.set_num_threads(1)
+    model = load_model(service.options.model, service.store)
+    return Engine(model.module, model.capability, device="cpu", precision="float32", tile=96)
+
+
+def post(service: Running, body: Any, query: str = "", headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/upscale{query}", content=body, headers=headers, timeout=60)
+
+
+def refused(response: httpx.Response, status: int, kind: str) -> dict[str, Any]:
+    """The problem document, after the checks that hold for every one of them."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-store"
+    problem: dict[str, Any] = response.json()
+    assert problem["type"] == f"/problems/{kind}"
+    assert problem["status"] == status
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem["instance"] == response.headers["x-request-id"]
+    assert "Traceback" not in response.text
+    assert "/ray_sr/" not in response.text
+    return problem
+
+
+def works(service: Running, png: bytes) -> None:
+    response = post(service, png)
+    assert response.status_code == 200, response.text
+
+
+PHOTOS = {
+    "rgb": (picture(24, 32), "png", ""),
+    "gray with alpha, 16 bit": (picture(17, 23, channels=1, alpha=True, depth=16), "png", ""),
+    "transparent": (picture(20, 20, alpha=True), "webp", ""),
+    "one pixel": (picture(1, 1), "png", ""),
+    "to jpeg": (picture(24, 32), "jpeg", "format=jpeg&quality=80"),
+    "to tiff": (picture(24, 32), "png", "format=tiff"),
+    "half the scale": (picture(24, 32), "png", "scale=2"),
+    "a scale between": (picture(24, 32), "png", "scale=2.5&format=webp&quality=50"),
+}
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_answer_is_what_the_library_makes_of_the_same_bytes(service: Running, engine: Engine, name: str) -> None:
+    photo, stored_as, query = PHOTOS[name]
+    sent = encode(photo, stored_as)
+    response = post(service, sent, f"?{query}" if query else "")
+    assert response.status_code == 200, response.text
+
+    asked = httpx.QueryParams(query)
+    scale = float(asked.get("scale", 4))
+    local = upscale_photo(decode(sent), engine, scale=scale)
+    kind = asked.get("format", "png")
+    expected = encode(local, kind, quality=int(asked.get("quality", 95)))
+    assert response.content == expected
+    assert response.headers["content-type"] == f"image/{kind}"
+    assert response.headers["raysr-scale"] == f"{scale:g}"
+
+
+def test_metadata_option_decides_what_is_kept(service: Running) -> None:
+    photo = Photo(picture(8, 8).pixels, xmp=b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>kept</x:xmpmeta>")
+    sent = encode(photo, "png")
+    assert decode(post(service, sent).content).xmp == decode(sent).xmp
+    assert decode(post(service, sent, "?metadata=none").content).xmp is None
+
+
+def test_headers_tell_what_was_done(service: Running, small_png: bytes) -> None:
+    response = post(service, small_png, "?format=jpeg", {"X-Request-Id": "my-id"})
+    headers = response.headers
+    record = service.store.show("portrait")
+    assert headers["raysr-model"] == f"portrait@{record.version}"
+    assert int(headers["content-length"]) == len(response.content)
+    assert headers["content-disposition"] == 'inline; filename="upscaled_x4.jpg"'
+    assert headers["x-request-id"] == "my-id"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert "raysr-warnings" not in headers
+    stages = dict(entry.split(";dur=") for entry in headers["server-timing"].split(", "))
+    assert stages.keys() == {"decode", "queue", "infer", "encode"}
+    assert all(float(milliseconds) >= 0 for milliseconds in stages.values())
+
+
+def test_what_the_format_cannot_hold_is_a_warning(service: Running) -> None:
+    sent = encode(picture(8, 8, alpha=True, depth=16), "png")
+    response = post(service, sent, "?format=jpeg")
+    assert set(response.headers["raysr-warnings"].split(", ")) == {"depth-reduced", "alpha-flattened"}
+
+
+def test_content_type_does_not_decide(service: Running, small_png: bytes) -> None:
+    assert post(service, small_png, headers={"Content-Type": "image/jpeg"}).status_code == 200
+
+
+QUERIES = {
+    "scale=0": "scale",
+    "scale=-1": "scale",
+    "scale=1e9": "scale",
+    "scale=NaN": "scale",
+    "scale=4x": "scale",
+    "scale=5": "scale",
+    "scale=4&scale=4": "scale",
+    "format=exe": "format",
+    "quality=0": "quality",
+    "quality=101": "quality",
+    "quality=9.5": "quality",
+    "metadata=some": "metadata",
+    "url=http://169.254.169.254/": "url",
+}
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_wrong_options_are_named(service: Running, small_png: bytes, query: str) -> None:
+    problem = refused(post(service, small_png, f"?{query}"), 422, "invalid-parameter")
+    assert [error["parameter"] for error in problem["errors"]] == [QUERIES[query]]
+
+
+def test_misspelt_option_gets_a_suggestion(service: Running, small_png: bytes) -> None:
+    problem = refused(post(service, small_png, "?sclae=2&quality=0"), 422, "invalid-parameter")
+    assert {error["parameter"] for error in problem["errors"]} == {"sclae", "quality"}
+    assert "did you mean scale?" in problem["detail"]
+
+
+def bodies() -> dict[str, tuple[bytes, int, str]]:
+    png = encode(picture(24, 32), "png")
+    jpeg = encode(picture(24, 32), "jpeg")
+    return {
+        "nothing": (b"", 400, "bad-request"),
+        "one byte": (b"\x89", 415, "unsupported-media-type"),
+        "text": (b"not a picture", 415, "unsupported-media-type"),
+        "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported-media-type"),
+        "gif": (b"GIF89a" + bytes(20), 415, "unsupported-media-type"),
+        "tiff, not opted in": (encode(picture(8, 8), "tiff"), 415, "unsupported-media-type"),
+        "signature alone": (png[:8], 422, "image-corrupt"),
+        "half a png": (png[: len(png) // 2], 422, "image-corrupt"),
+        "half a jpeg": (jpeg[: len(jpeg) // 2], 422, "image-corrupt"),
+        "flipped bit": (png[:-40] + bytes([png[-40] ^ 1]) + png[-39:], 422, "image-corrupt"),
+        "too many pixels": (flat_png(1025, 1024), 422, "image-too-large"),
+        "too long a side": (flat_png(1, 4097), 422, "image-too-large"),
+        "webp of a long result": (flat_png(1, 4096), 422, "format-limit"),
+    }
+
+
+@pytest.mark.parametrize("name", bodies())
+def test_bad_pictures_are_refused(service: Running, name: str) -> None:
+    body, status, kind = bodies()[name]
+    query = "?format=webp" if kind == "format-limit" else ""
+    refused(post(service, body, query), status, kind)
+
+
+def test_result_limit_is_checked_on_the_header(service: Running) -> None:
+    """The pixels of this PNG are missing: it is refused for its size before they are looked for."""
+    png = flat_png(1023, 1024)
+    problem = refused(post(service, png[:60] + png[-12:], "?scale=4"), 422, "image-corrupt")
+    assert "limit" not in problem
+    assert problem
+
+
+def test_encoded_bodies_are_refused(service: Running, small_png: bytes) -> None:
+    refused(post(service, small_png, headers={"Content-Encoding": "gzip"}), 415, "unsupported-media-type")
+
+
+def test_unknown_addresses_and_methods(service: Running) -> None:
+    refused(httpx.get(f"{service.url}/v2/nothing"), 404, "not-found")
+    response = httpx.get(f"{service.url}/v1/upscale")
+    refused(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "POST"
+
+
+def exchange(service: Running, sent: bytes) -> bytes:
+    """What comes back until the server closes the connection or 30 s have passed."""
+    with connection(service) as client:
+        client.sendall(sent)
+        received = b""
+        while chunk := client.recv(65536):
+            received += chunk
+        return received
+
+
+def connection(service: Running) -> socket.socket:
+    address = urlsplit(service.url)
+    return socket.create_connection((address.hostname, address.port), timeout=30)
+
+
+def request_head(length: int) -> bytes:
+    return f"POST /v1/upscale HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n".encode()
+
+
+def test_announced_body_over_the_limit_is_refused_before_it_is_sent(service: Running) -> None:
+    answer = exchange(service, request_head(100_000_000))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"limit":300000' in answer
+
+
+def test_streamed_body_over_the_limit_is_refused(service: Running) -> None:
+    def chunks() -> Iterator[bytes]:
+        yield b"\x89PNG\r\n\x1a\n"
+        for _ in range(40):
+            yield bytes(10_000)
+
+    problem = refused(post(service, chunks()), 413, "payload-too-large")
+    assert problem["limit"] == LIMITS.body_bytes
+
+
+def test_streamed_body_within_the_limit_is_welcome(service: Running, small_png: bytes) -> None:
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, len(small_png), 500):
+            yield small_png[start : start + 500]
+
+    assert post(service, chunks()).content == post(service, small_png).content
+
+
+def test_body_that_does_not_arrive_is_given_up(service: Running, small_png: bytes) -> None:
+    answer = exchange(service, request_head(len(small_png)) + small_png[:100])
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"/problems/request-timeout" in answer
+
+
+def test_concurrent_requests_get_their_own_answers(service: Running, engine: Engine) -> None:
+    sent = [encode(picture(20 + n, 30), "png") for n in range(6)]
+    with ThreadPoolExecutor(6) as clients:
+        answers = list(clients.map(lambda png: post(service, png), sent))
+    for png, answer in zip(sent, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        assert answer.content == encode(upscale_photo(decode(png), engine), "png")
+
+
+def test_full_service_refuses_at_once_and_long_work_is_ended(service: Running, small_png: bytes) -> None:
+    """Two pictures, of which the pixel budget holds one and the deadline none."""
+    big = flat_png(*BIG)
+    with ThreadPoolExecutor(2) as clients:
+        answers = sorted(clients.map(lambda png: post(service, png), [big, big]), key=lambda a: a.status_code)
+    refused(answers[0], 503, "overloaded")
+    assert int(answers[0].headers["retry-after"]) > 0
+    assert answers[0].elapsed.total_seconds() < LIMITS.request_deadline_s
+    refused(answers[1], 504, "timeout")
+    works(service, small_png)
+
+
+def test_client_that_leaves_takes_its_work_along(service: Running, small_png: bytes) -> None:
+    """The device takes one picture after the other: the second answer can only come if the first was ended."""
+    big = flat_png(*BIG)
+    clients = [connection(service) for _ in range(2)]
+    try:
+        for client in clients:
+            client.sendall(request_head(len(big)) + big)
+        refused_first = select.select(clients, [], [], LIMITS.request_deadline_s)[0]
+        assert len(refused_first) == 1, "one of the two is over the budget, the other is being worked on"
+        assert refused_first[0].recv(65536).startswith(b"HTTP/1.1 503 ")
+    finally:
+        for client in clients:
+            client.close()
+    works(service, small_png)
+
+
+def test_information(service: Running) -> None:
+    assert httpx.get(f"{service.url}/healthz").json() == {"status": "ok"}
+    assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready"}
+    record = service.store.show("portrait")
+    models = httpx.get(f"{service.url}/v1/models").json()
+    assert models == {"models": [{"name": "portrait", "version": record.version, "scale": 4}]}
+    assert httpx.get(f"{service.url}/v1/limits").json() == LIMITS.model_dump(mode="json")
+    api = httpx.get(f"{service.url}/openapi.json").json()
+    options = {option["name"] for option in api["paths"]["/v1/upscale"]["post"]["parameters"]}
+    assert options == {"scale", "format", "quality", "metadata"}
+
+
+def test_problem_types_can_be_looked_up(service: Running, small_png: bytes) -> None:
+    problem = post(service, small_png, "?scale=0").json()
+    meaning = httpx.get(f"{service.url}{problem['type']}").json()
+    assert meaning == {key: problem[key] for key in ("type", "title", "status")}
+    refused(httpx.get(f"{service.url}/problems/nonsense"), 404, "not-found")
