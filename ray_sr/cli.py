@@ -15,8 +15,13 @@ import click
 
 from ray_sr import __version__
 from ray_sr.commands.data import data
+from ray_sr.commands.doctor import doctor
+from ray_sr.commands.evaluate import evaluate
+from ray_sr.commands.models import models
 from ray_sr.commands.recipes import recipes
-from ray_sr.commands.train import report, train
+from ray_sr.commands.serve import serve
+from ray_sr.commands.train import demo, report, train
+from ray_sr.commands.upscale import upscale
 from ray_sr.errors import RaySRError
 
 
@@ -32,7 +37,7 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (data, recipes, train, report):
+for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, demo):
     cli.add_command(command)
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+from urllib.parse import urlencode, urlsplit
 
 from ray_sr.errors import ClusterError, InputError
 
@@ -74,9 +72,8 @@ def upscale(
     options: dict[str, object] = {"format": format, "quality": quality, "metadata": metadata}
     if scale is not None:
         options["scale"] = scale
-    address = f"{url.rstrip('/')}/v1/upscale?{urlencode(options)}"
-    request = Request(address, _bytes_of(picture), {"Content-Type": "application/octet-stream"}, method="POST")
-    data, headers = _open(request, timeout_s)
+    path = f"/v1/upscale?{urlencode(options)}"
+    data, headers = _exchange(url, "POST", path, _bytes_of(picture), timeout_s)
     return Answer(
         data=data,
         media_type=headers.get_content_type(),
@@ -109,7 +106,7 @@ def is_ready(url: str, *, timeout_s: float = 10) -> bool:
 
 
 def _get(url: str, path: str, timeout_s: float) -> dict[str, Any]:
-    data, _ = _open(Request(url.rstrip("/") + path), timeout_s)
+    data, _ = _exchange(url, "GET", path, None, timeout_s)
     answer: dict[str, Any] = json.loads(data)
     return answer
 
@@ -123,27 +120,46 @@ def _bytes_of(picture: bytes | str | os.PathLike[str]) -> bytes:
         raise InputError(f"{os.fspath(picture)}: {error.strerror or error}") from None
 
 
-def _open(request: Request, timeout_s: float) -> tuple[bytes, Message]:
-    if not request.full_url.startswith(("http://", "https://")):
-        raise ClusterError(f"{request.full_url}: the address of a service begins with http:// or https://")
+def _exchange(url: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[bytes, HTTPMessage]:
+    prefix = urlsplit(url).path.rstrip("/")
     try:
-        with urlopen(request, timeout=timeout_s) as response:
-            return response.read(), response.headers
-    except HTTPError as error:
-        raise _service_error(error) from None
+        with closing(_connection(url, timeout_s)) as connection:
+            _send(connection, method, prefix + path, body)
+            response = connection.getresponse()
+            data = response.read()
     except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise ClusterError(f"{request.host}: no answer from the service ({reason}); is it running?") from None
+        raise ClusterError(f"{url}: no answer from the service ({error}); is it running?") from None
+    if response.status != 200:
+        raise _service_error(response, data)
+    return data, response.headers
 
 
-def _service_error(error: HTTPError) -> ServiceError:
-    with error:
-        body = error.read()
-    if error.headers.get_content_type() != "application/problem+json":
-        return ServiceError(error.code, "unknown", body.decode("utf-8", "replace")[:200], {})
+def _connection(url: str, timeout_s: float) -> HTTPConnection:
+    base = urlsplit(url)
+    kinds = {"http": HTTPConnection, "https": HTTPSConnection}
+    try:
+        if base.scheme in kinds and base.hostname:
+            return kinds[base.scheme](base.hostname, base.port, timeout=timeout_s)
+    except ValueError:  # the port is not a number
+        pass
+    raise ClusterError(f"{url}: the address of a service looks like http://HOST:PORT")
+
+
+def _send(connection: HTTPConnection, method: str, path: str, body: bytes | None) -> None:
+    """Sends the request. A service that refuses a body early may stop reading it: its answer says why."""
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/octet-stream"} if body else {})
+    except (BrokenPipeError, ConnectionResetError):
+        if connection.sock is None:
+            raise
+
+
+def _service_error(response: HTTPResponse, body: bytes) -> ServiceError:
+    if response.headers.get_content_type() != "application/problem+json":
+        return ServiceError(response.status, "unknown", body.decode("utf-8", "replace")[:200], {})
     problem = json.loads(body)
     kind = problem["type"].rsplit("/", 1)[-1]
-    return ServiceError(error.code, kind, problem["detail"], problem)
+    return ServiceError(response.status, kind, problem["detail"], problem)
 
 
 def _seconds(server_timing: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -244,26 +245,28 @@ class _Bench:
 
 
 class _Drawing:
-    """Writes ORIGINAL / LOW / BICUBIC / PREDICTED pictures into a folder."""
+    """Writes ORIGINAL / LOW / BICUBIC / PREDICTED pictures into a folder, with the subfolders of the photos."""
 
     def __init__(self, folder: Path, files: Sequence[PairFiles]) -> None:
         self.folder = folder
         self.written: dict[str, Path] = {}
-        self.stems = [str(PurePosixPath(entry.name).with_suffix("")) for entry in files]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(f"{folder}: cannot make this folder: {first_line(error)}") from None
+        self.stems = Counter(PurePosixPath(entry.name).with_suffix("") for entry in files)
+        _make_folder(folder)
 
     def draw(self, result: ImageResult, pair: Pair, baseline: np.ndarray, output: np.ndarray) -> None:
-        path = self.folder / self._file(result.name)
+        stem = PurePosixPath(result.name).with_suffix("")
+        name = stem if self.stems[stem] == 1 else result.name  # photos that differ by suffix alone keep theirs
+        path = self.folder / f"{name}.png"
+        _make_folder(path.parent)
         write_bytes(path, side_by_side(result.name, _panels(result, pair, baseline, output)))
         self.written[result.name] = path
 
-    def _file(self, name: str) -> str:
-        """One flat file name; photos that differ by suffix alone keep theirs."""
-        stem = str(PurePosixPath(name).with_suffix(""))
-        return (stem if self.stems.count(stem) == 1 else name).replace("/", "_") + ".png"
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot make this folder: {first_line(error)}") from None
 
 
 def _panels(result: ImageResult, pair: Pair, baseline: np.ndarray, output: np.ndarray) -> list[Panel]:
@@ -282,7 +285,7 @@ def _size(pixels: np.ndarray) -> str:
 
 
 def _caption(figures: Figures) -> str:
-    return f"{COLUMNS['psnr_y'].show(figures['psnr_y'])} dB, SSIM {figures['ssim_y']:.4f}"
+    return f"PSNR-Y {COLUMNS['psnr_y'].show(figures['psnr_y'])} dB, SSIM {figures['ssim_y']:.4f}"
 
 
 def _rgb(pixels: np.ndarray) -> np.ndarray:

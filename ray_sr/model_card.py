@@ -51,7 +51,7 @@ class ModelRecord(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of model.safetensors")
     date: str = Field(description="of publication, ISO 8601, UTC")
     network: NetworkSpec
-    parameters: int = Field(ge=0, description="numbers in the weights file")
+    parameters: int = Field(ge=0, description="weights and BatchNorm statistics")
     recipe: dict[str, Any] | None = Field(None, description="the recipe's fields; none for imported weights")
     metrics: list[Metrics] = Field([], description="one entry for each protocol or test set")
     provenance: Provenance

@@ -41,7 +41,7 @@ from ray_sr.model_card import (
     Provenance,
     write_card,
 )
-from ray_sr.models import Bicubic, Capability, Generator
+from ray_sr.models import Bicubic, Capability, Generator, count_parameters
 from ray_sr.models.foreign import from_python_file
 from ray_sr.models.weights import (
     WEIGHT_SUFFIXES,
@@ -67,8 +67,8 @@ _STORAGE_ERRORS = (OSError, pa.ArrowException)
 class Model:
     """A generator ready to run: `module` is in evaluation mode, float32, on the CPU.
 
-    `version` is the first 12 digits of the weights file's sha256; `card` holds what is known of its making
-    (the fields of ModelRecord; empty for bare weight files).
+    `version` is the first 12 digits of the weights file's sha256, or `built-in` (bicubic). `card` holds what
+    is known of its making: the fields of ModelRecord, empty for bare weights files.
     """
 
     name: str
@@ -119,8 +119,8 @@ class Store:
         """
         self._check_name(name)
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-        generator_from_state(network, state, name)
-        data = encode_weights(state, network)
+        module = generator_from_state(network, state, name)
+        data = encode_weights(module.state_dict(), network)  # float32, whatever precision it came in
         digest = hashlib.sha256(data).hexdigest()
         record = ModelRecord(
             name=name,
@@ -128,7 +128,7 @@ class Store:
             sha256=digest,
             date=_now(),
             network=network,
-            parameters=sum(tensor.numel() for tensor in state.values()),
+            parameters=count_parameters(module)["parameters"],
             recipe=recipe.dump() if recipe else None,
             metrics=list(metrics),
             provenance=provenance or Provenance(),
@@ -177,12 +177,17 @@ class Store:
                 whole = exists(self._filesystem, f"{info.path}/model.json")
                 if info.type == pafs.FileType.Directory and not whole:
                     self._filesystem.delete_dir(info.path)
+            for folder in (f"models/{name}", "channels"):
+                for info in self._children(f"{self._path}/{folder}", recursive=True):
+                    if info.base_name.endswith(".tmp"):
+                        self._filesystem.delete_file(info.path)
 
     # ---------------------------------------------------------------------------------------- reading
 
     def list(self) -> Sequence[ModelRecord]:
         """All published models, the newest first; damaged records are named in the log and left out."""
-        names = [info.base_name for info in self._children(f"{self._path}/models")]
+        folders = self._children(f"{self._path}/models")
+        names = [info.base_name for info in folders if info.type == pafs.FileType.Directory]
         return _newest_first([record for name in names for record in self._versions(name)])
 
     def show(self, ref: str) -> ModelRecord:
@@ -339,9 +344,10 @@ class Store:
     def _folder(self, name: str, version: str) -> str:
         return f"{self._path}/models/{name}/{version}"
 
-    def _children(self, folder: str) -> Sequence[pafs.FileInfo]:
+    def _children(self, folder: str, recursive: bool = False) -> Sequence[pafs.FileInfo]:
+        selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
         with self._storage("read"):
-            infos = self._filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+            infos = self._filesystem.get_file_info(selector)
         return sorted(infos, key=lambda info: info.path)
 
     @contextlib.contextmanager

@@ -157,7 +157,7 @@ def _pixels(photo: Photo, gray: bool) -> np.ndarray:
 def _cropped_to(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
     height, width = (side * scale for side in lr.shape[:2])
     cut = hr.shape[0] - height, hr.shape[1] - width
-    if min(cut) < 0 or max(cut) >= _MOST_CUT:
+    if min(cut) < 0 or max(cut) >= (_MOST_CUT if scale > 1 else 1):
         raise InputError(
             f"LR is {lr.shape[1]}x{lr.shape[0]}, but HR of {hr.shape[1]}x{hr.shape[0]} needs "
             f"{hr.shape[1] // scale}x{hr.shape[0] // scale} at x{scale}"

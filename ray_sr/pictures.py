@@ -58,9 +58,9 @@ def side_by_side(title: str, panels: Sequence[Panel]) -> bytes:
     for number, panel in enumerate(panels):
         left = _GAP + number * (PANEL + _GAP)
         for picture, height in ((photos[number], top), (details[number], middle)):
-            sheet.paste(picture, (left + (PANEL - picture.width) // 2, height))
+            sheet.paste(picture, (left, height))
         pen.text((left, below), panel.label, _INK, _font(18, bold=True))
-        pen.text((left, below + 23), panel.caption, _FAINT, _font(18))
+        pen.text((left, below + 23), panel.caption, _FAINT, _font(17))
     return _png(sheet)
 
 

@@ -141,7 +141,8 @@ BlurKernel = Literal[
     "plateau_anisotropic",
     "sinc",
 ]
-Range = tuple[float, float]
+Range = tuple[NonNegative, NonNegative]
+KernelSize = Annotated[int, Field(ge=3, le=63)]
 
 
 class DownscaleSpec(Section):
@@ -161,7 +162,9 @@ class BlurSpec(Section):
     kernels: dict[BlurKernel, Positive] = Field(
         {"isotropic": 1.0}, min_length=1, description="kernel kinds with their relative frequency"
     )
-    size: tuple[int, int] = Field((7, 21), description="smallest and largest kernel size; odd sizes between")
+    size: tuple[KernelSize, KernelSize] = Field(
+        (7, 21), description="smallest and largest kernel size; odd sizes between"
+    )
     sigma: Range = Field((0.2, 3.0), description="range of the standard deviation in pixels")
 
     _ordered = field_validator("size", "sigma")(_ordered)
@@ -210,7 +213,9 @@ class MotionBlurSpec(Section):
     kind: Literal["motion_blur"] = "motion_blur"
     probability: Probability = Field(1.0, description="how often this step is applied")
     size: int = Field(31, ge=3, le=127, description="side of the kernel in pixels")
-    exposure: Range = Field((0.1, 1.0), description="range of the exposed fraction of the trajectory")
+    exposure: tuple[Probability, Probability] = Field(
+        (0.1, 1.0), description="range of the exposed fraction of the trajectory"
+    )
     gamma: Positive = Field(1.0, description="blur in linear light of this gamma; 1 blurs the stored values")
 
     _ordered = field_validator("exposure")(_ordered)

@@ -51,3 +51,17 @@ def connect_ray() -> None:
     if sys.stderr.isatty() or is_verbose():
         note("connecting to Ray …")
     connect(verbose=is_verbose())
+
+
+def chosen_model(store: str | None) -> str:
+    """What is used where no model is named: the channel `best`, else the newest published model."""
+    from ray_sr.errors import ModelError
+    from ray_sr.model_store import Store
+
+    place = Store(store)
+    if "best" in place.channels():
+        return "best"
+    records = place.list()
+    if not records:
+        raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
+    return records[0].ref

@@ -56,6 +56,16 @@ def train(
 
 
 @click.command()
+@click.option("-o", "--output", default="demo", show_default=True, metavar="FOLDER", help="Where everything goes.")
+def demo(output: str) -> None:
+    """The whole product once, small: train on scikit-image's photographs, evaluate, publish, serve, report."""
+    from ray_sr.commands.common import is_verbose
+    from ray_sr.demo import run_demo
+
+    click.echo(run_demo(Path(output).absolute(), verbose=is_verbose()))
+
+
+@click.command()
 @click.argument("run")
 @click.option("-o", "--output", metavar="HTML", help="File to write (default: RUN/report.html).")
 def report(run: str, output: str | None) -> None:

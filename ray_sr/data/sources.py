@@ -11,9 +11,8 @@ from pathlib import Path, PurePosixPath
 from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError
+from ray_sr.images import SUFFIXES
 from ray_sr.storage import first_line, open_filesystem
-
-PHOTO_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def find_photos(places: Sequence[str]) -> list[PhotoFile]:
     for place in places:
         matched = _expand(place)
         if not matched:
-            raise InputError(f"{place}: no photos here (looked for {', '.join(sorted(PHOTO_SUFFIXES))})")
+            raise InputError(f"{place}: no photos here (looked for {', '.join(sorted(SUFFIXES))})")
         found.update((photo.uri, photo) for photo in matched)
     return sorted(found.values(), key=lambda photo: (photo.name, photo.uri))
 
@@ -75,6 +74,6 @@ def _walk(filesystem: pafs.FileSystem, folder: str, scheme: str) -> list[PhotoFi
         PhotoFile(scheme + info.path, str(PurePosixPath(info.path).relative_to(base)), info.size)
         for info in infos
         if info.type == pafs.FileType.File
-        and PurePosixPath(info.path).suffix.lower() in PHOTO_SUFFIXES
+        and PurePosixPath(info.path).suffix.lower() in SUFFIXES
         and not info.base_name.startswith(".")
     ]

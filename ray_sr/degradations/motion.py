@@ -37,6 +37,8 @@ def motion_blur(image: torch.Tensor, spec: MotionBlurSpec, rng: np.random.Genera
 
 def _power(image: torch.Tensor, exponent: float) -> torch.Tensor:
     """By NumPy: the last bits of torch's powers depend on its number of threads."""
+    if exponent == 1:  # the default gamma; computing this power takes as long as any other
+        return image
     return torch.from_numpy(image.numpy() ** np.float32(exponent))
 
 

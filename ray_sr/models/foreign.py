@@ -22,11 +22,12 @@ from torch import Tensor
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Capability, Generator
 from ray_sr.recipe_networks import CompactSpec, MSRResNetSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.storage import first_line
 
 State = dict[str, Tensor]
 
-# Radius in input pixels assumed for networks whose receptive field is unknown. Deep convolutional and
-# window-attention generators see further in theory, but what lies beyond this changes 8-bit results rarely.
+# Radius in input pixels assumed for networks whose receptive field is unknown. Generous for most generators, but
+# no bound: attention and very deep networks can see further, and their tiles then differ from the whole.
 UNKNOWN_RECEPTIVE_FIELD = 64
 
 # ------------------------------------------------------------------- the state dict inside a checkpoint
@@ -287,7 +288,7 @@ def from_python_file(file: str | Path, name: str, scale: int) -> Generator:
         with torch.random.fork_rng(devices=[]):
             function = load(name, scale)
     except Exception as error:
-        raise ModelError(f"{source}: its load() failed: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{source}: its load() failed: {type(error).__name__}: {first_line(error)}") from error
     if not callable(function):
         raise ModelError(f"{source}: its load() gave {type(function).__name__}, not a function of a batch")
     return PythonModule(function, scale, source).eval()
@@ -303,5 +304,5 @@ def _import(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ModelError(f"{file}: cannot be imported: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{file}: cannot be imported: {type(error).__name__}: {first_line(error)}") from error
     return module

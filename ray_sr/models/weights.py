@@ -153,7 +153,10 @@ def _decode_safetensors(data: bytes, source: str) -> WeightsFile:
         description = json.loads(own) if own else None
         network = NetworkSpec.model_validate(description["network"]) if description else None
         metadata = dict(description["metadata"]) if description else {}
-    except (SafetensorError, ValidationError, ValueError, TypeError, KeyError) as error:
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ModelError(f"{source}: its header names no network that this ray-sr builds: {reason}") from None
+    except (SafetensorError, AttributeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{source}: not a readable safetensors file: {first_line(error)}") from None
     return WeightsFile(state if network else find_state(state, source), network, metadata)
 

@@ -85,7 +85,7 @@ def _replicas(options: ServiceOptions) -> dict[str, Any]:
         min_replicas=options.min_replicas,
         max_replicas=options.max_replicas,
         target_ongoing_requests=max(1, options.requests_per_replica // 2),
-        look_back_period_s=10,
+        look_back_period_s=20,
         upscale_delay_s=5,
         downscale_delay_s=120,
     )

@@ -111,7 +111,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class SafeAnswers:
-    """ASGI middleware: puts the safety headers on every answer and turns any escaped error into a 500."""
+    """ASGI middleware: puts the safety headers on every answer and turns every error into a problem."""
 
     _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -145,14 +145,13 @@ def install(app: FastAPI, known_options: Iterable[str]) -> None:
     names = tuple(known_options)
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, HTTPException):
-            problem = _problem_of_http(error)
-        elif isinstance(error, RequestValidationError):
+        if isinstance(error, RequestValidationError):
             problem = invalid_parameters(error.errors(), names)
         else:
-            problem = problem_of(error)
+            assert isinstance(error, HTTPException)
+            problem = _problem_of_http(error)
         return problem.response(request_id_of(request.scope))
 
-    for kind in (Problem, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, answer)
+    app.add_exception_handler(HTTPException, answer)
+    app.add_exception_handler(RequestValidationError, answer)
     app.add_middleware(SafeAnswers)

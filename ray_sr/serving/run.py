@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -57,8 +58,11 @@ def running_service(
     options = _with_absolute_paths(options)
     load_model(options.model, options.store)
     port = _claim_port(host, port)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _connected() as own_ray:
-        if serve.status().proxies:
+        if own_ray:
+            serve.shutdown()  # there is nothing to end yet: it forgets the Serve of a former Ray of this process
+        elif serve.status().proxies:
             raise ClusterError("Serve is in use on this cluster: stop it, or use `serve deploy serve/config.yaml`")
         try:
             _start(options, host, port)
@@ -80,7 +84,6 @@ def refuse_public_host(host: str, insecure: bool) -> None:
 
 
 def _start(options: ServiceOptions, host: str, port: int) -> None:
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     try:
         serve.start(
@@ -98,7 +101,7 @@ def _cause(error: RuntimeError) -> str:
     application = serve.status().applications.get(APPLICATION)
     reports = [deployment.message for deployment in application.deployments.values()] if application else []
     lines = [line for report in [str(error), *reports] for line in report.splitlines() if line.strip()]
-    return lines[-1].strip()
+    return re.sub(r"^[\w.]+(Error|Exception): ", "", lines[-1].strip())
 
 
 def _stop(own_ray: bool) -> None:
@@ -124,7 +127,9 @@ def _connected() -> Iterator[bool]:
 
 def _with_absolute_paths(options: ServiceOptions) -> ServiceOptions:
     """The store and the model as a process in another folder and with another environment finds them."""
-    model = str(Path(options.model).absolute()) if Path(options.model).exists() else options.model
+    path = Path(options.model)
+    is_path = path.is_file() or (path / "model.json").is_file()
+    model = str(path.absolute()) if is_path else options.model
     store = Store(options.store).root
     if "://" not in store:
         store = str(Path(store).expanduser().absolute())

@@ -100,8 +100,7 @@ async def read_body(request: Request, limits: ServiceLimits, lease: Lease) -> by
 def _check_length(length: int, limits: ServiceLimits) -> None:
     if length > limits.body_bytes:
         detail = f"the body is over the limit of {limits.body_bytes} bytes"
-        headers = {"Connection": "close"}
-        raise Problem("payload-too-large", detail, headers=headers, limit=limits.body_bytes, actual=length)
+        raise Problem("payload-too-large", detail, limit=limits.body_bytes, actual=length)
 
 
 def settle(query: UpscaleQuery, model: ModelInfo) -> codec.Job:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class Run:
             return None
         from ray.train import Result
 
+        logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells at length that it found the run
         latest = Result.from_path(str(self.folder)).checkpoint
         return Path(latest.path) if latest else None
 

@@ -44,6 +44,22 @@ _LEVELS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.floa
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A picture H×W×C and how its result is wanted."""
+
+    picture: np.ndarray
+    dtype: np.dtype
+    exact: bool
+
+    def __post_init__(self) -> None:
+        shape, dtypes = self.picture.shape, (self.picture.dtype, self.dtype)
+        if len(shape) != 3 or shape[2] not in (1, 3) or not self.picture.size:
+            raise ValueError(f"a picture is H×W×1 or H×W×3, not {shape}")
+        if any(dtype not in _LEVELS for dtype in dtypes):
+            raise ValueError(f"pictures are uint8, uint16 or float32, not {dtypes[0]} to {dtypes[1]}")
+
+
 @dataclass
 class EngineStats:
     """What an engine did so far: tiles run, of these again in float32, times that the tile was halved."""
@@ -112,13 +128,14 @@ class Engine:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """The whole result of `bands`: (H·scale)×(W·scale)×C."""
+        bands = self.bands(picture, dtype, exact=exact, progress=progress)
         height, width, channels = picture.shape
         try:
             result = np.empty((height * self.scale, width * self.scale, channels), dtype)
         except MemoryError:
             size = f"{width * self.scale}x{height * self.scale}"
             raise ResourceError(f"no memory for a result of {size}; upscale a smaller picture") from None
-        for top, band in self.bands(picture, dtype, exact=exact, progress=progress):
+        for top, band in bands:
             result[top : top + len(band)] = band
         return result
 
@@ -139,7 +156,10 @@ class Engine:
         Raises ModelError where the network gives no finite values, ResourceError where no tile fits.
         """
         job = _Job(picture, np.dtype(dtype), picture.dtype == np.uint16 if exact is None else exact)
-        plan = self._plan(picture, 0)
+        return self._bands(job, progress)
+
+    def _bands(self, job: _Job, progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
+        plan = self._plan(job.picture, 0)
         rows = deque(plan.rows)
         while rows:
             band = self._band(job, rows[0], plan.columns, progress)
@@ -147,7 +167,7 @@ class Engine:
                 yield rows.popleft().start * self.scale, band
                 continue
             self._halve(plan)
-            plan = self._plan(picture, rows[0].start)
+            plan = self._plan(job.picture, rows[0].start)
             rows = deque(plan.rows)
 
     def _plan(self, picture: np.ndarray, top: int) -> Plan:
@@ -249,20 +269,6 @@ class Engine:
             raise ModelError("the network gives values that are not finite, in float32 too: check its weights")
         results[broken] = again
         return results
-
-
-@dataclass(frozen=True)
-class _Job:
-    picture: np.ndarray
-    dtype: np.dtype
-    exact: bool
-
-
-def _check_picture(picture: np.ndarray, dtype: np.dtype) -> None:
-    if picture.ndim != 3 or picture.shape[2] not in (1, 3) or not picture.size:
-        raise ValueError(f"a picture is H×W×1 or H×W×3, not {picture.shape}")
-    if picture.dtype not in _LEVELS or dtype not in _LEVELS:
-        raise ValueError(f"a picture is uint8, uint16 or float32, not {picture.dtype} (result {dtype})")
 
 
 def _cut(picture: np.ndarray, rows: Span, columns: Span) -> np.ndarray:

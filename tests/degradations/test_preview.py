@@ -34,16 +34,17 @@ def test_sheet_shows_crop_and_enlarged_variants() -> None:
 
 
 def test_sheet_depends_on_the_seed_alone() -> None:
-    photos, steps = [picture(64, 64)], [DownscaleSpec(), NoiseSpec()]
+    photos = [picture(64, 64)]
+    steps: list[DegradationSpec] = [DownscaleSpec(), NoiseSpec()]
     first, again, other = (contact_sheet(photos, steps, 2, seed, columns=3) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_headings_are_written() -> None:
-    steps: tuple[DegradationSpec, ...] = (MotionBlurSpec(), NoiseSpec(probability=0))
+    steps: list[list[DegradationSpec]] = [[MotionBlurSpec()], [NoiseSpec(probability=0)]]
     blur, noise = (
-        contact_sheet([np.full((64, 64, 3), 200, np.uint8)], [step], 1, 0, columns=2, crop=64) for step in steps
+        contact_sheet([np.full((64, 64, 3), 200, np.uint8)], step, 1, 0, columns=2, crop=64) for step in steps
     )
     top = slice(0, 22)
     assert (blur[top] < 128).any()

@@ -18,4 +18,4 @@ def test_linear_interpolation_agrees_with_torch(sides: tuple[int, int]) -> None:
 def test_antialiased_shrinking_flattens_a_chessboard(method: str) -> None:
     y, x = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
     board = ((x + y) % 2).float().expand(1, 3, 48, 48)
-    assert torch.allclose(shrink(board, method, 4), torch.tensor(0.5), atol=0.01)  # type: ignore[arg-type]
+    assert torch.allclose(shrink(board, method, 4), torch.tensor(0.5), atol=0.02)  # type: ignore[arg-type]

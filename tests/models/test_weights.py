@@ -93,6 +93,15 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_header_of_another_time_is_told_apart_from_damage(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    header = {"ray_sr": '{"network": {"scale": 4, "generator": {"kind": "swin"}}, "metadata": {}}'}
+    save_file(made(network(MSR)).state_dict(), tmp_path / "net.safetensors", header)
+    with pytest.raises(ModelError, match=r"names no network that this ray-sr builds.*swin"):
+        load_generator(tmp_path / "net.safetensors")
+
+
 def test_unwritable_target_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="file"):
@@ -101,7 +110,7 @@ def test_unwritable_target_is_named(tmp_path: Path) -> None:
 
 def test_tied_weights_are_written_whole(tmp_path: Path) -> None:
     module = made(network(MSR))
-    module.body[1].conv1.weight = module.body[0].conv1.weight
+    module.get_submodule("body.1").conv1 = module.get_submodule("body.0").conv1
     save_weights(tmp_path / "net.safetensors", module, network(MSR))
     assert same_output(module, load_generator(tmp_path / "net.safetensors")[0])
 

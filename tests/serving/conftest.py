@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,8 +75,3 @@ BIG = (1024, 1024)
 @pytest.fixture(scope="session")
 def small_png() -> bytes:
     return encode(picture(24, 32), "png")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path

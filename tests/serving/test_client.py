@@ -70,6 +70,7 @@ def test_no_service_is_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_other_schemes_are_refused() -> None:
-    with pytest.raises(ClusterError, match="begins with http"):
-        client.limits("file:///etc")
+@pytest.mark.parametrize("url", ["file:///etc", "127.0.0.1:8000", "http://", "http://host:port"])
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(ClusterError, match="looks like http"):
+        client.limits(url)

@@ -1,0 +1,84 @@
+"""`ray-sr evaluate`: a model against photographs, with the protocol beside every figure."""
+
+from __future__ import annotations
+
+import click
+
+from ray_sr.commands.common import json_option, note, show, store_option
+from ray_sr.errors import InputError
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--hr", metavar="FOLDER", help="High-resolution photos.")
+@click.option("--lr", metavar="FOLDER", help="Low-resolution photos of the same names (default: made by bicubic).")
+@click.option("--scale", type=click.Choice(["1", "2", "3", "4", "8"]), help="Scale of the model `bicubic`.")
+@click.option("--pictures", metavar="FOLDER", help="Write ORIGINAL / LOW / BICUBIC / PREDICTED pictures here.")
+@click.option("--features", metavar="FILE", help="VGG19 weights: adds the vgg19_conv3_4 feature distance.")
+@click.option("--limit", type=click.IntRange(1), help="Only this many photos.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--self-check", metavar="FOLDER", help="Instead: reproduce the published bicubic figures on "
+              "Set5 and Set14 in FOLDER.")  # fmt: skip
+@store_option
+@json_option
+def evaluate(
+    model: str | None,
+    hr: str | None,
+    lr: str | None,
+    scale: str | None,
+    pictures: str | None,
+    features: str | None,
+    limit: int | None,
+    device: str,
+    self_check: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
+    """PSNR and SSIM of MODEL on Y and RGB, photo by photo, bicubic beside it.
+
+    MODEL is a name or channel in the store, a published folder, a weights file, FILE.py:NAME:SCALE, or bicubic.
+    """
+    if self_check:
+        _self_check(self_check, as_json)
+        return
+    if model is None or hr is None:
+        raise click.UsageError("give a MODEL and --hr FOLDER, or --self-check FOLDER")
+    from ray_sr.evaluation import evaluate as measure
+    from ray_sr.features import distance_network
+    from ray_sr.model_store import load_model
+    from ray_sr.progress import Progress
+
+    loaded = load_model(model, store, scale=int(scale or 4))
+    network = distance_network(features) if features else None
+    bar: list[Progress] = []
+
+    def count(done: int, total: int, name: str) -> None:
+        if not bar:
+            bar.append(Progress("evaluating", total, "photos", quiet=as_json))
+        bar[0].update(done, name)
+
+    result = measure(
+        loaded,
+        hr,
+        lr,
+        scale=int(scale) if scale else None,
+        pictures=pictures,
+        limit=limit,
+        device=device,
+        features=network,
+        progress=count,
+    )
+    show(result.to_json(), result.table(), as_json)
+    if result.left_out:
+        names = ", ".join(photo.name for photo in result.left_out[:5])
+        raise InputError(f"{len(result.left_out)} photos could not be measured: {names}")
+
+
+def _self_check(folder: str, as_json: bool) -> None:
+    from ray_sr.evaluation import self_check
+
+    note("bicubic down and up, against the published figures")
+    result = self_check(folder)
+    show(result.to_json(), result.table(), as_json)
+    if not result.ok:
+        raise click.ClickException("the published bicubic figures are not reproduced")

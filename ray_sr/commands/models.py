@@ -1,0 +1,184 @@
+"""`ray-sr models`: the model store, and weights from and for other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ray_sr.commands.common import json_option, show, store_option
+
+
+@click.group()
+def models() -> None:
+    """Publish, list, promote, import and export models."""
+
+
+@models.command("list")
+@store_option
+@json_option
+def list_models(store: str | None, as_json: bool) -> None:
+    """Published models, the newest first, and the channels."""
+    from ray_sr.model_store import Store
+
+    place = Store(store)
+    records, channels = place.list(), place.channels()
+    lines = [
+        f"{record.ref}  x{record.network.scale}  {record.network.generator.kind}  {record.date}  "
+        + ", ".join(name for name, channel in channels.items() if channel.current.ref == record.ref)
+        for record in records
+    ]
+    result = {
+        "store": place.root,
+        "models": [record.model_dump(mode="json", exclude={"recipe"}) for record in records],
+        "channels": {name: channel.current.ref for name, channel in channels.items()},
+    }
+    show(result, "\n".join(lines) or f"no models in {place.root}: `ray-sr models publish RUN` fills it", as_json)
+
+
+@models.command("show")
+@click.argument("model")
+@store_option
+@json_option
+def show_model(model: str, store: str | None, as_json: bool) -> None:
+    """The card of a published MODEL (name, name@version or channel)."""
+    from ray_sr.model_card import write_card
+    from ray_sr.model_store import Store
+
+    record = Store(store).show(model)
+    show(record.model_dump(mode="json"), write_card(record), as_json)
+
+
+@models.command()
+@click.argument("run")
+@click.option("--name", help="Name in the store (default: the recipe's).")
+@click.option("--stage", type=click.Choice(["last", "pretrain"]), default="last", show_default=True,
+              help="Which generator of the run: the last one, or the one from before the GAN stage.")  # fmt: skip
+@click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
+@store_option
+@json_option
+def publish(run: str, name: str | None, stage: str, promote: str | None, store: str | None, as_json: bool) -> None:
+    """Publish the generator of RUN."""
+    from ray_sr.model_store import Store
+    from ray_sr.publishing import publish_run
+    from ray_sr.training.runs import Run
+
+    place = Store(store)
+    record = publish_run(Run.existing(run), place, name=name, stage=stage, promote=promote)
+    result = {"model": record.ref, "name": record.name, "version": record.version, "store": place.root}
+    show(result, f"{record.ref} published in {place.root}", as_json)
+
+
+@models.command()
+@click.argument("model")
+@click.argument("channel")
+@store_option
+def promote(model: str, channel: str, store: str | None) -> None:
+    """Let CHANNEL mean MODEL from now on."""
+    from ray_sr.model_store import Store
+
+    click.echo(f"{channel} is now {Store(store).promote(model, channel).ref}")
+
+
+@models.command()
+@click.argument("channel")
+@store_option
+def rollback(channel: str, store: str | None) -> None:
+    """Let CHANNEL mean again what it meant before."""
+    from ray_sr.model_store import Store
+
+    click.echo(f"{channel} is now {Store(store).rollback(channel).ref}")
+
+
+@models.command()
+@click.argument("model")
+@store_option
+def delete(model: str, store: str | None) -> None:
+    """Delete MODEL (NAME@VERSION), unless a channel means it."""
+    from ray_sr.model_store import Store
+
+    Store(store).delete(model)
+    click.echo(f"{model} deleted")
+
+
+@models.command("import")
+@click.argument("file")
+@click.option("--name", help="Name in the store (default: the file's).")
+@click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
+@store_option
+@json_option
+def import_file(file: str, name: str | None, promote: str | None, store: str | None, as_json: bool) -> None:
+    """Publish a generator FILE of ours, BasicSR, Real-ESRGAN, ESRGAN or MMagic.
+
+    Weights are read without running code from the file; any pickle that would is refused.
+    """
+    from ray_sr.model_card import Provenance
+    from ray_sr.model_store import Store
+    from ray_sr.models.weights import load_weights
+
+    network, state = load_weights(file)
+    place = Store(store)
+    name = name or Path(file).stem
+    version = place.publish(name, state, network, provenance=Provenance(source=file), promote=promote)
+    result = {"model": f"{name}@{version}", "network": network.model_dump(mode="json"), "store": place.root}
+    show(result, f"{name}@{version} published in {place.root}: {network.generator.kind} x{network.scale}", as_json)
+
+
+@models.command()
+@click.argument("model")
+@click.option("-o", "--output", required=True, metavar="FILE", help="A .safetensors or .onnx file.")
+@store_option
+@json_option
+def export(model: str, output: str, store: str | None, as_json: bool) -> None:
+    """Write MODEL as safetensors, or as ONNX with free height and width."""
+    from ray_sr.model_store import load_model
+    from ray_sr.models.export import export_onnx, foreign_use
+    from ray_sr.models.weights import save_weights
+
+    loaded = load_model(model, store)
+    if Path(output).suffix not in (".safetensors", ".onnx"):
+        raise click.UsageError(f"-o {output}: the name must end in .safetensors or .onnx")
+    if loaded.network is None:
+        raise click.UsageError(f"{model} is not one of ray-sr's own networks and cannot be exported")
+    result: dict[str, object] = {"file": output}
+    if output.endswith(".onnx"):
+        difference = export_onnx(loaded.module, output).max_difference
+        result["max_difference"] = difference
+        text = f"{output}: " + ("not compared" if difference is None else f"within {difference:.1e} of torch")
+    else:
+        save_weights(output, loaded.module, loaded.network)
+        reason = foreign_use(loaded.network)
+        text = output + (f" (for ray-sr: {reason})" if reason else " (spandrel and chaiNNer read it too)")
+    show(result, text, as_json)
+
+
+@models.command()
+@click.argument("model", nargs=-1, required=True)
+@store_option
+@json_option
+def compare(model: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """Published MODELs side by side: network, size, steps, metrics."""
+    from ray_sr.model_store import Store
+
+    records = [Store(store).show(ref) for ref in model]
+    rows = [
+        {
+            "model": record.ref,
+            "network": f"{record.network.generator.kind} x{record.network.scale}",
+            "parameters": record.parameters,
+            "steps": record.provenance.steps,
+            **{key: value for metrics in record.metrics for key, value in metrics.values.items()},
+        }
+        for record in records
+    ]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    width = max(map(len, keys))
+    lines = [f"{key:{width}}  " + "  ".join(f"{_cell(row.get(key)):>24}" for row in rows) for key in keys]
+    show({"models": rows}, "\n".join(lines), as_json)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
