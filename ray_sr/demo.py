@@ -52,17 +52,17 @@ def run_demo(folder: Path, *, verbose: bool = False) -> Path:
         _prepare(photos, folder / "shards")
         stages.begin("train: SRResNet by pixel loss, then SRGAN (an untrained feature network stands in for VGG19)")
         run = _train(folder)
-        stages.begin("evaluate on the held-out photo")
-        evaluations = _evaluate(folder, photos, run)
-        stages.begin("publish")
-        store = Store(folder / "store")
-        for stage in ("pretrain", "last"):
-            record = publish_run(run, store, stage=stage, promote="best" if stage == "pretrain" else None)
-            _say(f"{record.ref} in {store.root}")
-        stages.begin("serve, and upscale the held-out photo through the endpoint")
-        upscaled = _through_the_endpoint(folder, photos / HELD_OUT)
     finally:
         disconnect()
+    stages.begin("evaluate on the held-out photo")
+    evaluations = _evaluate(folder, photos, run)
+    stages.begin("publish")
+    store = Store(folder / "store")
+    for stage in ("pretrain", "last"):
+        record = publish_run(run, store, stage=stage, promote="best" if stage == "pretrain" else None)
+        _say(f"{record.ref} in {store.root}")
+    stages.begin("serve, and upscale the held-out photo through the endpoint")
+    upscaled = _through_the_endpoint(folder, photos / HELD_OUT)
     stages.begin("report")
     return _report(folder, run, evaluations, photos / HELD_OUT, upscaled)
 

@@ -74,6 +74,10 @@ class Preprocessing:
         """The same channel order and value range, but not centred and not scaled per channel."""
         return Preprocessing((0.0, 0.0, 0.0), self.std if self.bgr else (1.0, 1.0, 1.0), self.bgr)
 
+    def signed(self) -> Preprocessing:
+        """The same channel order and value range, centred at middle gray: [-1, 1], or ±127.5 for Caffe's."""
+        return Preprocessing((0.5, 0.5, 0.5), self.std if self.bgr else (0.5, 0.5, 0.5), self.bgr)
+
 
 TORCHVISION = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # Caffe's VGG: 0..255 minus the mean colour, which is (103.939, 116.779, 123.68) in B, G, R.
@@ -159,12 +163,13 @@ def load_feature_network(
     weights: str | None = None,
     activation: Activation = "after",
     normalise: bool = True,
+    signed: bool = False,
 ) -> FeatureNetwork:
     """The frozen feature network on the CPU, with the preprocessing that its weights were trained with.
 
     `weights` is torchvision's .pth or a Caffe-trained .npz; without it torchvision's cache or download.
-    `normalise=False` leaves out the mean (and torchvision's standard deviation). Network `random` needs no
-    weights. Raises InputError (no weights), ModelError (a file that does not fit) or RecipeError (a layer
+    `normalise=False` leaves out the mean (and torchvision's standard deviation); with `signed` the values
+    are then centred at middle gray. Network `random` needs no weights. Raises InputError (no weights), ModelError (a file that does not fit) or RecipeError (a layer
     that the file does not hold).
     """
     if network == "random":
@@ -174,7 +179,7 @@ def load_feature_network(
         tensors, preprocessing = _read(path)
         _verify(tensors, path, network, layers)
     if not normalise:
-        preprocessing = preprocessing.without_statistics()
+        preprocessing = preprocessing.signed() if signed else preprocessing.without_statistics()
     return FeatureNetwork(network, layers, tensors, preprocessing, activation)
 
 

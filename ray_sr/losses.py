@@ -24,6 +24,7 @@ from ray_sr.recipe import (
     PixelLossSpec,
     TotalVariationSpec,
 )
+from ray_sr.sharpening import sharpen
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -31,16 +32,21 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class ContentLoss(nn.Module):
-    """One term of the generator's content loss: `forward(sr, hr)` is the scalar, `weight` its factor."""
+    """One term of the generator's content loss: `forward(sr, hr)` is the scalar, `weight` its factor.
 
-    def __init__(self, name: str, weight: float, distance: Distance) -> None:
+    With `sharpened` the output is compared with HR after an unsharp mask (Real-ESRGAN, arXiv 2107.10833).
+    """
+
+    def __init__(self, name: str, weight: float, distance: Distance, sharpened: bool = False) -> None:
         super().__init__()
         self.name = name
         self.weight = weight
         self.distance = distance
+        self.sharpened = sharpened
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        loss: Tensor = self.distance(sr.float(), hr.float())
+        target = sharpen(hr.float()) if self.sharpened else hr.float()
+        loss: Tensor = self.distance(sr.float(), target)
         return loss
 
 
@@ -61,7 +67,8 @@ def build_content_losses(
         names[name] += 1
         if names[name] > 1:
             name = f"{name}_{names[name]}"
-        term = ContentLoss(name, spec.weight, _distance(spec, features))
+        sharpened = isinstance(spec, PixelLossSpec | PerceptualLossSpec) and spec.target == "sharpened"
+        term = ContentLoss(name, spec.weight, _distance(spec, features), sharpened)
         terms.append(term.to(device).to(memory_format=memory_format))
     return terms
 
@@ -81,6 +88,7 @@ def _distance(spec: LossSpec, features: FeaturesSpec) -> Distance:
                 weights=features.weights,
                 activation=spec.activation,
                 normalise=spec.normalise,
+                signed=spec.signed,
             )
             distance = F.mse_loss if spec.distance == "mse" else F.l1_loss
             return PerceptualDistance(network, spec.layers, distance)

@@ -44,6 +44,14 @@ class Progress:
             self._last_line = now
             print(self._line(now - self._began, note), file=sys.stderr, flush=True)
 
+    def restart(self, count: int) -> None:
+        """Count the time from here: what came before was getting ready."""
+        self.count = self._first = count
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = count
+            self._bar.unpause()
+
     def advance(self, note: str = "") -> None:
         self.update(self.count + 1, note)
 

@@ -24,6 +24,10 @@ from ray_sr.recipe_networks import (
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Target = Annotated[
+    Literal["hr", "sharpened"],
+    Field(description="what the output is compared with: HR, or HR sharpened as by the degradation `sharpen`"),
+]
 
 
 def _ordered(low_high: tuple[float, float]) -> tuple[float, float]:
@@ -41,6 +45,7 @@ class PixelLossSpec(Section):
     kind: Literal["l1", "mse", "charbonnier"] = "l1"
     weight: Positive = Field(1.0, description="factor of this term")
     eps: Positive = Field(1e-3, description="Charbonnier's eps")
+    target: Target = "hr"
 
 
 class PerceptualLossSpec(Section):
@@ -58,6 +63,10 @@ class PerceptualLossSpec(Section):
     activation: Literal["before", "after"] = Field("after", description="take features before or after ReLU")
     distance: Literal["mse", "l1"] = Field("mse", description="distance between the feature maps")
     normalise: bool = Field(True, description="give the network ImageNet-normalised input")
+    signed: bool = Field(
+        False, description="without normalise: give the network values in [-1, 1] instead of [0, 1]"
+    )
+    target: Target = "hr"
 
     @field_validator("layers")
     @classmethod
@@ -72,6 +81,12 @@ class PerceptualLossSpec(Section):
     def _layer_of_network(self) -> Self:
         if self.network == "vgg16" and (absent := [name for name in self.layers if name.endswith("_4")]):
             raise ValueError(f"VGG16 has no {absent[0]}: its blocks 3 to 5 end at _3")
+        return self
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Self:
+        if self.normalise and self.signed:
+            raise ValueError("normalise and signed are two ranges of the input: set normalise to false")
         return self
 
 
@@ -198,6 +213,12 @@ class CompressionSpec(Section):
         return quality
 
 
+class SharpenSpec(Section):
+    """Unsharp mask, as Real-ESRGAN applies it before degrading: Gaussian of sigma 8, amount 0.5, threshold 10."""
+
+    kind: Literal["sharpen"] = "sharpen"
+
+
 class SecondOrderSpec(Section):
     """Real-ESRGAN's second-order degradation (arXiv 2107.10833): blur, resize, noise, JPEG, twice, sinc."""
 
@@ -228,7 +249,14 @@ class PairsSpec(Section):
 
 
 DegradationSpec = Annotated[
-    DownscaleSpec | BlurSpec | NoiseSpec | CompressionSpec | SecondOrderSpec | MotionBlurSpec | PairsSpec,
+    DownscaleSpec
+    | BlurSpec
+    | NoiseSpec
+    | CompressionSpec
+    | SharpenSpec
+    | SecondOrderSpec
+    | MotionBlurSpec
+    | PairsSpec,
     Field(discriminator="kind"),
 ]
 
@@ -277,6 +305,7 @@ class ScheduleSpec(Section):
     gamma: float = Field(0.5, gt=0, le=1, description="multistep: factor at each milestone")
     final: float = Field(0.0, ge=0, le=1, description="cosine, linear: rate at the end, as share of the first")
     start: int = Field(0, ge=0, description="linear: step at which the decay begins")
+    cycles: int = Field(1, ge=1, description="cosine: how often it runs from the first rate to the final one")
 
 
 class PretrainSpec(Section):

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.recipe import LossSpec, Recipe
 from ray_sr.recipe_reader import load_recipe, parse_recipe, recipe_names, recipe_yaml
+from ray_sr.recipe_reference import reference_page
 
 GOOD = """
 name: good
@@ -156,3 +157,9 @@ def test_importing_the_package_is_light() -> None:
     code = "import sys, ray_sr, ray_sr.cli; print([m for m in ('torch', 'ray', 'pyvips') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    """Made anew by `ray-sr recipes reference > docs/recipe.md`."""
+    committed = Path(__file__).parents[1] / "docs" / "recipe.md"
+    assert committed.read_text(encoding="utf-8") == reference_page()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -53,11 +54,13 @@ def connect_ray() -> None:
     connect(verbose=is_verbose())
 
 
-def chosen_model(store: str | None) -> str:
-    """What is used where no model is named: the channel `best`, else the newest published model."""
+def chosen_model(model: str | None, store: str | None) -> str:
+    """The MODEL to load: a run's folder stands for its last generator; none for `best`, else the newest."""
     from ray_sr.errors import ModelError
     from ray_sr.model_store import Store
 
+    if model is not None:
+        return _generator_of_run(model) if (Path(model) / "metrics.jsonl").is_file() else model
     place = Store(store)
     if "best" in place.channels():
         return "best"
@@ -65,3 +68,9 @@ def chosen_model(store: str | None) -> str:
     if not records:
         raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
     return records[0].ref
+
+
+def _generator_of_run(folder: str) -> str:
+    from ray_sr.training.runs import Run
+
+    return str(Run.existing(folder).generator())

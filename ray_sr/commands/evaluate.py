@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ray_sr.commands.common import json_option, note, show, store_option
+from ray_sr.commands.common import chosen_model, json_option, note, show, store_option
 from ray_sr.errors import InputError
 
 
@@ -36,7 +36,8 @@ def evaluate(
 ) -> None:
     """PSNR and SSIM of MODEL on Y and RGB, photo by photo, bicubic beside it.
 
-    MODEL is a name or channel in the store, a published folder, a weights file, FILE.py:NAME:SCALE, or bicubic.
+    MODEL is a name or channel in the store, a published folder, a run's folder, a weights file,
+    FILE.py:NAME:SCALE, or bicubic.
     """
     if self_check:
         _self_check(self_check, as_json)
@@ -48,7 +49,7 @@ def evaluate(
     from ray_sr.model_store import load_model
     from ray_sr.progress import Progress
 
-    loaded = load_model(model, store, scale=int(scale or 4))
+    loaded = load_model(chosen_model(model, store), store, scale=int(scale or 4))
     network = distance_network(features) if features else None
     bar: list[Progress] = []
 

@@ -71,3 +71,11 @@ def schema() -> None:
     from ray_sr.recipe import Recipe
 
     click.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@recipes.command("reference")
+def reference() -> None:
+    """Every field of a recipe with its type, default and meaning, as Markdown."""
+    from ray_sr.recipe_reference import reference_page
+
+    click.echo(reference_page(), nl=False)

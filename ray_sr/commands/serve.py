@@ -22,5 +22,5 @@ def serve(
     from ray_sr.serving.options import ServiceOptions
     from ray_sr.serving.run import serve_forever
 
-    options = ServiceOptions(model=model or chosen_model(store), store=store, device=device, max_replicas=replicas)
+    options = ServiceOptions(model=chosen_model(model, store), store=store, device=device, max_replicas=replicas)
     serve_forever(options, host=host, port=port, insecure=insecure)

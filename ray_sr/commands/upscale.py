@@ -65,7 +65,7 @@ def upscale(
     from ray_sr.upscaling import Engine
     from ray_sr.upscaling.files import FileOptions, upscale_files
 
-    loaded = load_model(model or chosen_model(store), store)
+    loaded = load_model(chosen_model(model, store), store)
     engine = Engine(loaded.module, loaded.capability, device=device, precision=precision, tile=tile)
     if not as_json:
         version = f"@{loaded.version}" if loaded.version else ""

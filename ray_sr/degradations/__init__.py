@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from ray_sr.degradations.compression import compress
-from ray_sr.degradations.kernels import blur
+from ray_sr.degradations.convolution import convolve
+from ray_sr.degradations.kernels import blur, gaussian
 from ray_sr.degradations.motion import motion_blur
 from ray_sr.degradations.noise import add_noise
 from ray_sr.degradations.pixels import to_uint8, to_unit
@@ -28,7 +29,9 @@ from ray_sr.recipe import (
     NoiseSpec,
     PairsSpec,
     SecondOrderSpec,
+    SharpenSpec,
 )
+from ray_sr.sharpening import KERNEL, SIGMA, sharpen
 
 __all__ = ["degrade"]
 
@@ -85,6 +88,8 @@ def _apply(
             return _each(batch, rngs, lambda image, rng: add_noise(image, step, rng))
         case CompressionSpec():
             return _each(batch, rngs, lambda image, rng: compress(image, step, rng))
+        case SharpenSpec():
+            return _each(batch, rngs, lambda image, rng: sharpen(image, _wide_blur))
         case SecondOrderSpec():
             return _each(batch, rngs, lambda image, rng: second_order(image, step, scale, rng))
         case MotionBlurSpec():
@@ -102,3 +107,7 @@ def _each(
 ) -> torch.Tensor:
     """Degrades image by image: sizes, kernels and codecs differ, and no image can touch another."""
     return torch.stack([degrade_one(image, rng) for image, rng in zip(batch, rngs, strict=True)])
+
+
+def _wide_blur(image: torch.Tensor) -> torch.Tensor:
+    return convolve(image, gaussian(KERNEL, (SIGMA, SIGMA)))

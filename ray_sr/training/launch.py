@@ -25,6 +25,7 @@ from ray_sr.data.manifest import read_manifest
 from ray_sr.data.stream import batch_dataset, open_stream
 from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
 from ray_sr.features import resolve_feature_weights
+from ray_sr.images import write_bytes
 from ray_sr.models.weights import load_weights
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import recipe_yaml
@@ -232,7 +233,7 @@ class _Driver:
             self.refusal = record
             return
         if record["event"] == "sample":
-            (self.run_folder.samples / f"{record['step']:08d}.png").write_bytes(record["png"])
+            write_bytes(self.run_folder.samples / f"{record['step']:08d}.png", record["png"])
             return
         if record["event"] == "validation":
             self.last = {key: value for key, value in record.items() if isinstance(value, float)}

@@ -18,7 +18,9 @@ def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
     if schedule.kind == "multistep":
         return warmup * schedule.gamma ** sum(step >= milestone for milestone in schedule.milestones)
     if schedule.kind == "cosine":
-        share = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+        cycle = steps / schedule.cycles
+        along = step % cycle / cycle if step < steps else 1.0
+        share = 0.5 * (1 + math.cos(math.pi * along))
     elif schedule.kind == "linear":
         share = 1 - max(0, step - schedule.start) / (steps - schedule.start)
     else:

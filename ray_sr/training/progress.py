@@ -36,6 +36,7 @@ class TrainingProgress:
                     "workers are starting"
                 )
             case "start":
+                self._progress.restart(record["step"])
                 kept = "kept in memory" if record["cached"] else "streamed"
                 self._progress.say(
                     f"step {record['step']}: {record['world']} worker(s) on {record['compute']}; "

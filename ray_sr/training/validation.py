@@ -61,8 +61,8 @@ class Validator:
         return (output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _measure(self, sr: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
-        border = self.recipe.scale
-        inner = np.s_[border:-border, border:-border]
+        border = self.recipe.scale if self.recipe.scale > 1 else 0
+        inner = np.s_[border : sr.shape[0] - border, border : sr.shape[1] - border]
         return psnr(luma(sr[inner]), luma(hr[inner])), psnr(sr[inner], hr[inner])
 
     def _mean(self, rows: list[list[float]]) -> list[float]:

@@ -1,0 +1,171 @@
+"""The command line as a person uses it: help, results, errors with their exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_sr.cli import cli, main
+from ray_sr.models import build_generator
+from ray_sr.models.weights import save_weights
+from ray_sr.recipe_networks import NetworkSpec
+from tests.photos import real_photos, write_real_photos
+
+
+def run(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command, in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    network = NetworkSpec.model_validate({"scale": 2, "generator": {"kind": "compact", "convs": 1, "channels": 8}})
+    save_weights(tmp_path / "small.safetensors", build_generator(network), network)
+    return str(tmp_path / "small.safetensors")
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    def visit(path: list[str], command: object) -> None:
+        code, out, _ = run(*path, "--help", capsys=capsys)
+        assert code == 0
+        assert "Usage: ray-sr" in out
+        for name, child in getattr(command, "commands", {}).items():
+            visit([*path, name], child)
+
+    visit([], cli)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom ray_sr.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'ray', 'pyvips', 'numpy', 'pydantic') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_doctor_names_versions_and_the_store(capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_SR_STORE", str(tmp_path))
+    code, out, _ = run("doctor", "--json", capsys=capsys)
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["model_store"] == str(tmp_path)
+    assert facts["torch"]
+
+
+def test_recipe_networks_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run("recipes", "show", "srgan-paper-x4", "--networks", "--json", capsys=capsys)
+    counts = json.loads(out)
+    assert counts["generator"]["trainable"] == 1_547_350
+    assert counts["generator"]["parameters"] == counts["generator"]["trainable"] + counts["generator"]["buffers"]
+    assert counts["discriminator"]["trainable"] == 23_563_649
+
+
+def test_recipe_errors_are_all_shown_with_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text("name: bad\ngenerator:\n  kind: srresnet\n  block: 3\n  channels: x\npretrain: {steps: -1}\n")
+    code, out, err = run("recipes", "check", str(file), capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 3
+    assert all(line.startswith("error: ") and f"{file}:" in line for line in err.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["recipes", "check", "srgan-papr-x4"], 3, "did you mean 'srgan-paper-x4'"),
+        (["recipes", "show", "nowhere.yaml"], 3, "No such file"),
+        (["upscale", "x.png", "-n", "nosuchmodel", "--store", "{tmp}"], 5, "the store"),
+        (["upscale", "x.png", "-n", "nowhere.safetensors"], 3, "nowhere.safetensors"),
+        (["upscale", "x.png", "--store", "{tmp}"], 5, "no model in"),
+        (["upscale"], 2, "Missing argument"),
+        (["upscale", "x.png", "-n", "bicubic", "--overwrite", "--skip-existing"], 2, "exclude each other"),
+        (["evaluate", "bicubic"], 2, "--hr FOLDER"),
+        (["evaluate", "bicubic", "--hr", "{tmp}/nowhere"], 3, "nowhere"),
+        (["report", "{tmp}"], 3, "no run here"),
+        (["models", "publish", "{tmp}"], 3, "no run here"),
+        (["models", "show", "x", "--store", "{tmp}"], 5, "the store"),
+        (["data", "info", "{tmp}"], 3, "manifest.json"),
+        (["data", "prepare", "{tmp}/nowhere", "-o", "{tmp}/s"], 3, "no such file or folder"),
+        (["data", "prepare", "{tmp}", "-o", "{tmp}/s", "--step", "1"], 2, "--step"),
+        (["serve", "-n", "bicubic", "--host", "0.0.0.0"], 2, "--insecure"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_with_a_documented_code(
+    arguments: list[str], code: int, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    got, _, err = run(*(part.format(tmp=tmp_path) for part in arguments), capsys=capsys)
+    assert got == code, err
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_upscale_reads_photos_and_names_what_it_cannot(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_real_photos(tmp_path / "photos", side=40)
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much")
+    code, out, err = run(
+        "upscale", str(photos), "-o", str(tmp_path / "out"), "-n", weights, "--json", capsys=capsys
+    )
+    result = json.loads(out)
+    assert code == 3
+    assert (result["done"], result["failed"]) == (4, 1)
+    assert "broken.png" in err
+    with Image.open(tmp_path / "out" / "coffee_x2.png") as larger:
+        assert larger.size == (80, 80)
+    again, _, err = run(
+        "upscale", str(photos / "coffee.png"), "-o", str(tmp_path / "out"), "-n", weights, capsys=capsys
+    )
+    assert again == 3
+    assert "--overwrite" in err or "exists" in err
+
+
+def test_evaluate_json_has_the_documented_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "hr"
+    folder.mkdir()
+    Image.fromarray(real_photos()["coffee"][:120, :160]).save(folder / "coffee.png")
+    code, out, _ = run("evaluate", "bicubic", "--hr", str(folder), "--scale", "4", "--json", capsys=capsys)
+    result = json.loads(out)
+    assert code == 0
+    assert {"protocol", "images", "mean", "bicubic"} <= result.keys()
+    assert result["mean"].keys() >= {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
+    assert result["mean"]["psnr_y"] == pytest.approx(result["bicubic"]["psnr_y"], abs=0.02)
+
+
+def test_import_list_promote_and_export(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = ["--store", str(tmp_path / "store")]
+    code, out, _ = run(
+        "models", "import", weights, "--name", "mine", "--promote", "best", *store, "--json", capsys=capsys
+    )
+    assert code == 0
+    model = json.loads(out)["model"]
+    _, out, _ = run("models", "list", *store, "--json", capsys=capsys)
+    assert json.loads(out)["channels"] == {"best": model}
+    code, _, err = run("models", "delete", model, *store, capsys=capsys)
+    assert code == 5
+    assert "promoted" in err
+    exported = tmp_path / "copy.safetensors"
+    code, _, _ = run("models", "export", "best", "-o", str(exported), *store, capsys=capsys)
+    assert code == 0
+    assert exported.read_bytes() == Path(weights).read_bytes()
+
+
+def test_preview_writes_a_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run("data", "preview", "-c", "demo", "-o", str(tmp_path / "sheet.png"), capsys=capsys)
+    assert code == 0
+    with Image.open(out.strip()) as sheet:
+        assert np.asarray(sheet).std() > 20

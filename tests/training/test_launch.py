@@ -1,0 +1,245 @@
+"""Whole runs on a real Ray: both stages, checkpoints, SIGKILL and resume, Ctrl-C, a lost worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_sr.data.manifest import Cutting
+from ray_sr.data.shards import prepare
+from ray_sr.data.sources import find_photos
+from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
+from ray_sr.model_store import load_model
+from ray_sr.recipe import Recipe
+from ray_sr.recipe_reader import parse_recipe
+from ray_sr.training.launch import train
+from ray_sr.training.runs import Run
+from ray_sr.training.state import STATE_FILE
+from tests.photos import write_real_photos
+
+RECIPE = """
+name: tiny
+scale: 2
+seed: 3
+data: {crop: 32, batch: 8, crops_per_image: 2}
+generator: {kind: srresnet, blocks: 1, channels: 8}
+discriminator: {kind: srgan, channels: 4, hidden: 8}
+pretrain: {steps: 20, losses: [{kind: l1}], optimizer: {lr: 1e-3}}
+gan:
+  steps: 10
+  losses: [{kind: perceptual, network: random, layers: {conv2_2: 1}}]
+  adversarial: {kind: bce, label_noise: 0.1}
+validation: {every: 10, photos: 2}
+training: {log_every: 5, checkpoint_every: 5, ema: 0.9, precision: fp32, cpus_per_worker: 1, max_failures: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
+    folder = tmp_path_factory.mktemp("train")
+    photos = find_photos([str(write_real_photos(folder / "photos"))])
+    prepare(photos, str(folder / "shards"), cutting=Cutting(sub_image=96, step=96, minimum=64))
+    return str(folder / "shards")
+
+
+def recipe(*overrides: str) -> Recipe:
+    return parse_recipe(RECIPE, overrides)
+
+
+def final_state(run: Run) -> dict[str, object]:
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None
+    return torch.load(checkpoint / STATE_FILE, weights_only=True)
+
+
+def assert_same(a: object, b: object) -> None:
+    """Bit for bit."""
+    if isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert isinstance(b, list)
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            assert_same(left, right)
+    elif isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor)
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def whole_run(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.at(tmp_path_factory.mktemp("runs") / "whole")
+    assert train(recipe(), run, shards=shards).step == 30
+    return run
+
+
+def test_a_run_trains_both_stages_and_leaves_all_that_is_needed(whole_run: Run) -> None:
+    steps = whole_run.records("train")
+    assert [record["step"] for record in steps] == list(range(5, 31, 5))
+    assert [record["stage"] for record in steps] == ["pretrain"] * 4 + ["gan"] * 2
+    assert {"g_l1", "steps_per_s", "data_wait", "lr"} <= steps[0].keys()
+    assert {"d_loss", "g_adversarial", "g_perceptual_random", "d_accuracy_real"} <= steps[-1].keys()
+    assert [record["step"] for record in whole_run.records("validation")] == [10, 20, 30]
+    assert whole_run.recipe() == recipe()
+    assert whole_run.facts()["data_digest"]
+    assert len(list(whole_run.samples.glob("*.png"))) == 3
+    assert len(list(whole_run.folder.glob("checkpoint_0*"))) == 3
+    model = load_model(whole_run.generator())
+    before_gan = load_model(whole_run.generator("pretrain"))
+    assert model.network == recipe().network
+    assert model.version != before_gan.version
+
+
+def test_killed_and_resumed_equals_never_killed(whole_run: Run, shards: str, tmp_path: Path) -> None:
+    """SIGKILL of the whole run, driver and Ray, in the middle: the resumed one ends bit for bit the same."""
+    folder = tmp_path / "killed"
+    config = tmp_path / "tiny.yaml"
+    config.write_text(RECIPE)
+    command = [sys.executable, "-m", "ray_sr.cli", "train", "-c", str(config), "--data", shards, "-o", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    run = Run.at(folder)
+    deadline = time.monotonic() + 180
+    while not any(record["step"] >= 10 for record in run.records("train")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None
+    assert int(checkpoint.name.removeprefix("checkpoint_")) < 30
+    train(recipe(), run, shards=shards, resume=True)
+    assert_same(final_state(run), final_state(whole_run))
+    steps = [record["step"] for record in run.records("train")]
+    assert steps == list(range(5, 31, 5))
+    for ours, theirs in zip(run.records("train"), whole_run.records("train"), strict=True):
+        assert ours["g_total"] == theirs["g_total"]
+
+
+def test_a_worker_that_dies_is_replaced_and_goes_on_from_the_last_checkpoint(
+    whole_run: Run, shards: str, tmp_path: Path
+) -> None:
+    run = Run.at(tmp_path / "worker")
+    killed: list[int] = []
+
+    def kill_once(record: dict[str, object]) -> None:
+        if record["event"] == "train" and record["step"] == 15 and not killed:
+            killed.extend(_train_worker_pids())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    assert train(recipe(), run, shards=shards, listen=kill_once).step == 30
+    assert killed
+    assert len(run.records("start")) == 2
+    assert_same(final_state(run), final_state(whole_run))
+
+
+def _train_worker_pids() -> list[int]:
+    """Processes of Ray Train workers that this session started: Ray names them after their actor."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
+            continue
+        if b"RayTrainWorker" in title and _descends_from(int(folder.name), os.getpid()):
+            found.append(int(folder.name))
+    return found
+
+
+def _descends_from(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        status = Path(f"/proc/{pid}/status").read_text()
+        pid = int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1])
+    return False
+
+
+def test_two_workers_share_the_batch(shards: str, tmp_path: Path) -> None:
+    run = Run.at(tmp_path / "two")
+    ended = train(
+        recipe("training.workers=2", "gan.steps=3", "pretrain.steps=5", "validation.every=4"), run, shards=shards
+    )
+    assert ended.step == 8
+    assert run.records("start")[0]["world"] == 2
+    assert run.records("validation")[-1]["psnr_y"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(shards: str, tmp_path: Path) -> None:
+    run = Run.at(tmp_path / "nan")
+    wild = recipe(
+        "pretrain.losses=[{kind: mse, weight: 1e38}]", "pretrain.steps=40", "training.checkpoint_every=40"
+    )
+    with pytest.raises(Exception, match="10 steps in a row had a loss that is not finite"):
+        train(wild, run, shards=shards)
+
+
+def test_what_is_wrong_is_told_before_any_work(whole_run: Run, shards: str, tmp_path: Path) -> None:
+    fresh = Run.at(tmp_path / "fresh")
+    with pytest.raises(RecipeError, match="no data: give --data"):
+        train(recipe(), fresh)
+    with pytest.raises(InputError, match="cannot read the shards"):
+        train(recipe(), fresh, shards=str(tmp_path / "nowhere"))
+    with pytest.raises(RecipeError, match="there is a run already"):
+        train(recipe(), whole_run, shards=shards)
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(recipe(), fresh, shards=shards, resume=True)
+    with pytest.raises(ResourceError, match="leave none of 4 CPUs"):
+        train(recipe("training.cpus_per_worker=4"), fresh, shards=shards)
+    with pytest.raises(ResourceError, match="need a GPU each"):
+        train(recipe("training.device=gpu"), fresh, shards=shards)
+    no_weights = recipe("gan.losses=[{kind: perceptual}]", f"features.weights={tmp_path}/no-such.pth")
+    with pytest.raises(InputError, match=r"no-such\.pth"):
+        train(no_weights, fresh, shards=shards)
+    with pytest.raises(ModelError, match="belong to another network"):
+        train(recipe("generator.blocks=2"), whole_run, shards=shards, resume=True)
+    assert not list(tmp_path.glob("fresh/checkpoint_*"))
+
+
+def test_ctrl_c_saves_a_checkpoint_first(shards: str, tmp_path: Path) -> None:
+    folder = tmp_path / "interrupted"
+    config = tmp_path / "tiny.yaml"
+    config.write_text(RECIPE)
+    long = ["pretrain.steps=100000", "training.checkpoint_every=100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray_sr.cli",
+        "train",
+        "-c",
+        str(config),
+        "--data",
+        shards,
+        "-o",
+        str(folder),
+        *long,
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    run = Run.at(folder)
+    deadline = time.monotonic() + 180
+    while not run.records("train") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "checkpoint saved: go on with --resume" in errors
+    assert "Traceback" not in errors
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None
+    last = [json.loads(line) for line in run.journal.read_text().splitlines()][-1]
+    assert final_state(run)["step"] == last["step"]

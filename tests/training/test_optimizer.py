@@ -1,0 +1,111 @@
+"""Schedules, the guard against steps that are not finite, and weight averaging."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ray_sr.recipe import OptimizerSpec, ScheduleSpec
+from ray_sr.training.optimizer import GuardedOptimizer, average_weights, rate_factor
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reference"),
+    [
+        (
+            ScheduleSpec(kind="multistep", milestones=[30, 60], gamma=0.1),
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [30, 60], 0.1),
+        ),
+        (ScheduleSpec(kind="cosine"), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 100)),
+        (
+            ScheduleSpec(kind="linear", final=0.0),
+            lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, 100),
+        ),
+        (ScheduleSpec(kind="constant"), lambda o: torch.optim.lr_scheduler.ConstantLR(o, 1.0)),
+    ],
+)
+def test_schedules_equal_torch(schedule: ScheduleSpec, reference) -> None:  # type: ignore[no-untyped-def]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = reference(optimizer)
+    for step in range(100):
+        assert rate_factor(schedule, step, 100) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_warmup_rises_to_one_and_linear_waits_for_its_start() -> None:
+    assert [rate_factor(ScheduleSpec(warmup=4), step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    late = ScheduleSpec(kind="linear", start=50, final=0.5)
+    assert rate_factor(late, 50, 100) == 1.0
+    assert rate_factor(late, 75, 100) == pytest.approx(0.75)
+
+
+def _optimizer(weight: nn.Parameter, **options: float) -> GuardedOptimizer:
+    return GuardedOptimizer([weight], OptimizerSpec(lr=0.1), ScheduleSpec(), 10, **options)  # type: ignore[arg-type]
+
+
+def test_steps_equal_plain_adam() -> None:
+    weight, twin = (nn.Parameter(torch.linspace(-1, 1, 7)) for _ in range(2))
+    ours, plain = _optimizer(weight), torch.optim.Adam([twin], 0.1)
+    for number in range(5):
+        weight.grad = torch.cos(weight.detach() * (number + 1))
+        twin.grad = weight.grad.clone()
+        ours.step(number)
+        plain.step()
+        torch.testing.assert_close(weight, twin, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(poison: float) -> None:
+    weight, twin = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    ours, clean = _optimizer(weight), _optimizer(twin)
+    for number, gradient in enumerate([1.0, poison, poison, 2.0]):
+        weight.grad = torch.full((3,), gradient)
+        ours.step(number)
+        if math.isfinite(gradient):
+            twin.grad = torch.full((3,), gradient)
+            clean.step(number)
+        else:
+            assert float(ours.bad_in_a_row) == number
+    torch.testing.assert_close(weight, twin)
+    assert float(ours.bad) == 2
+    assert float(ours.bad_in_a_row) == 0
+
+
+def test_gradients_are_clipped_by_norm() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = _optimizer(weight, clip=1.0)
+    weight.grad = torch.tensor([30.0, 40.0])
+    optimizer.step(0)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
+
+
+def test_average_follows_parameters_and_batchnorm_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    average = copy.deepcopy(model).eval()
+    model(torch.randn(8, 3, 9, 9) * 5 + 3)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    before = copy.deepcopy(average.state_dict())
+    average_weights(average, model, 0.9)
+    for name, value in average.state_dict().items():
+        expected = model.state_dict()[name]
+        if expected.is_floating_point():
+            expected = 0.9 * before[name] + 0.1 * expected
+        torch.testing.assert_close(value, expected)
+
+
+def test_average_equals_the_model_after_convergence() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    average = copy.deepcopy(model)
+    model(torch.randn(8, 3, 9, 9) * 5 + 3)
+    for _ in range(200):
+        average_weights(average, model, 0.9)
+    for name, value in average.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)

@@ -1,0 +1,213 @@
+"""One step of each stage: right network, right gradients, right losses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ray_sr.losses import build_content_losses
+from ray_sr.recipe import AdversarialSpec, FeaturesSpec, Recipe
+from ray_sr.recipe_reader import parse_recipe
+from ray_sr.training.compute import Compute
+from ray_sr.training.state import TrainState, step_seed
+from ray_sr.training.steps import GanStep, PretrainStep
+from tests.photos import real_photos
+
+RECIPE = """
+name: tiny
+scale: 2
+data: {crop: 32, batch: 4}
+generator: {kind: msrresnet, blocks: 1, channels: 8}
+discriminator: {kind: vgg, channels: 4}
+pretrain: {steps: 4, losses: [{kind: l1}], optimizer: {lr: 1e-3}}
+gan:
+  steps: 4
+  losses: [{kind: l1}, {kind: perceptual, network: random, layers: {conv2_2: 1}}]
+training: {precision: fp32, channels_last: false}
+"""
+FLOAT32 = Compute(torch.device("cpu"), None, torch.contiguous_format)
+
+
+def state_of(*overrides: str, stage: str = "gan") -> TrainState:
+    recipe = parse_recipe(RECIPE, [*(["pretrain=null"] if stage == "gan" else []), *overrides])
+    return TrainState(recipe, FLOAT32)
+
+
+def gan_step(state: TrainState, compute: Compute = FLOAT32) -> GanStep:
+    gan = state.recipe.gan
+    assert gan
+    assert state.discriminator
+    assert state.generator_optimizer
+    assert state.discriminator_optimizer
+    losses = build_content_losses(gan.losses, FeaturesSpec())
+    return GanStep(
+        state.generator,
+        state.discriminator,
+        state.generator_optimizer,
+        state.discriminator_optimizer,
+        losses,
+        gan.adversarial,
+        compute,
+    )
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four 32 px crops of a real photo and their halves."""
+    photo = torch.from_numpy(real_photos()["coffee"].copy()).permute(2, 0, 1).float() / 255
+    places = torch.randint(0, 350, (4, 2), generator=torch.Generator().manual_seed(seed)).tolist()
+    hr = torch.stack([photo[:, top : top + 32, left : left + 32] for top, left in places])
+    return nn.functional.avg_pool2d(hr, 2), hr
+
+
+def snapshot(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def moved(before: dict[str, torch.Tensor], module: nn.Module) -> bool:
+    return any(not torch.equal(before[name], parameter) for name, parameter in module.named_parameters())
+
+
+def test_pretraining_lowers_the_loss() -> None:
+    state = state_of("generator={kind: srresnet, blocks: 1, channels: 8}", stage="pretrain")
+    assert state.recipe.pretrain
+    assert state.generator_optimizer
+    step = PretrainStep(
+        state.generator,
+        state.generator_optimizer,
+        build_content_losses(state.recipe.pretrain.losses, FeaturesSpec()),
+        FLOAT32,
+    )
+    lr, hr = batch()
+    losses = [float(step.run(lr, hr, number, torch.Generator())["g_l1"]) for number in range(60)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_generators_update_leaves_no_trace_in_the_discriminator_and_the_other_way_round() -> None:
+    state = state_of()
+    step = gan_step(state)
+    assert state.discriminator
+    lr, hr = batch()
+    critic = snapshot(state.discriminator)
+    sr, _ = step._update_generator(lr, hr, 0)
+    assert not moved(critic, state.discriminator)
+    assert all(parameter.grad is None for parameter in state.discriminator.parameters())
+    generator = snapshot(state.generator)
+    gradients = {name: p.grad.clone() for name, p in state.generator.named_parameters() if p.grad is not None}
+    step._update_discriminator(hr, sr, 0, torch.Generator())
+    assert not moved(generator, state.generator)
+    assert moved(critic, state.discriminator)
+    for name, parameter in state.generator.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradients[name])
+
+
+def test_discriminator_loss_and_gradient_equal_one_joint_backward() -> None:
+    state = state_of()
+    step = gan_step(state)
+    assert state.discriminator
+    twin = copy.deepcopy(state.discriminator)
+    lr, hr = batch()
+    sr = state.generator(lr).detach()
+    losses = step._update_discriminator(hr, sr, 0, torch.Generator())
+    real, fake = twin(hr), twin(sr)
+    bce = nn.functional.binary_cross_entropy_with_logits
+    joint = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
+    joint.backward()
+    assert float(losses["d_loss"]) == pytest.approx(float(joint.detach()), rel=1e-5)
+    for ours, theirs in zip(state.discriminator.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_an_undecided_discriminator_has_the_loss_ln_2() -> None:
+    state = state_of("discriminator={kind: tiny}")
+    assert state.discriminator
+    with torch.no_grad():
+        for parameter in state.discriminator.parameters():
+            parameter.zero_()
+    lr, hr = batch()
+    losses = gan_step(state).run(lr, hr, 0, torch.Generator())
+    assert float(losses["d_loss"]) == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "adversarial",
+    [
+        {"kind": "bce", "label_smoothing": 0.1, "label_noise": 0.1},
+        {"kind": "lsgan"},
+        {"kind": "hinge"},
+        {"kind": "relativistic"},
+        {"kind": "wasserstein", "gradient_penalty": 10, "critic_updates": 3},
+        {"kind": "wasserstein", "weight_clip": 0.01},
+    ],
+)
+def test_every_game_moves_both_networks_and_stays_finite(adversarial: dict[str, Any]) -> None:
+    state = state_of()
+    assert state.recipe.gan
+    gan = state.recipe.gan.model_copy(update={"adversarial": AdversarialSpec(**adversarial)})
+    state.recipe = state.recipe.model_copy(update={"gan": gan})
+    step = gan_step(state)
+    assert state.discriminator
+    before = snapshot(state.generator), snapshot(state.discriminator)
+    for number in range(3):
+        lr, hr = batch(number)
+        losses = step.run(lr, hr, number, torch.Generator().manual_seed(number))
+        assert all(torch.isfinite(value) for value in losses.values()), losses
+    assert moved(before[0], state.generator)
+    assert moved(before[1], state.discriminator)
+    if (clip := adversarial.get("weight_clip")) is not None:
+        assert max(float(p.abs().max()) for p in state.discriminator.parameters()) <= clip
+
+
+def test_critic_updates_are_counted() -> None:
+    state = state_of("gan.adversarial={kind: wasserstein, critic_updates: 5}")
+    step = gan_step(state)
+    calls: list[int] = []
+    assert state.discriminator
+    state.discriminator.register_forward_hook(lambda *_: calls.append(1))
+    step.run(*batch(), 0, torch.Generator())
+    assert len(calls) == 1 + 2 * 5  # once for the generator, real and fake for each update
+
+
+def test_bf16_channels_last_stays_near_float32() -> None:
+    fast = Compute(torch.device("cpu"), torch.bfloat16, torch.channels_last)
+    exact, quick = state_of(), state_of()
+    lr, hr = batch()
+    wanted = gan_step(exact).run(lr, hr, 0, torch.Generator())
+    for module in (quick.generator, quick.discriminator):
+        assert module is not None
+        fast.place(module)
+    got = gan_step(quick, fast).run(
+        *(t.to(memory_format=torch.channels_last) for t in (lr, hr)), 0, torch.Generator()
+    )
+    for name in ("g_l1", "d_loss", "g_adversarial"):
+        assert float(got[name]) == pytest.approx(float(wanted[name]), rel=0.03)
+
+
+def test_stages_follow_each_other_and_the_gan_starts_from_the_averaged_generator() -> None:
+    state = state_of("pretrain.steps=2", "gan.steps=1", stage="pretrain")
+    assert state.stage == "pretrain"
+    assert not state.advance()
+    assert state.advance()
+    assert (state.stage, state.step_of_stage, state.done) == ("gan", 0, False)
+    assert state.discriminator_optimizer is not None
+    assert state.pretrained is not None
+    for name, value in state.generator.state_dict().items():
+        torch.testing.assert_close(value, state.pretrained[name])
+    state.advance()
+    assert state.done
+
+
+def test_seeds_of_steps_and_ranks_differ() -> None:
+    seeds = {step_seed(seed, rank, step) for seed in range(5) for rank in range(8) for step in range(200)}
+    assert len(seeds) == 5 * 8 * 200
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_recipe_reads_back_from_its_dump() -> None:
+    recipe = parse_recipe(RECIPE)
+    assert Recipe.model_validate(recipe.dump()) == recipe
