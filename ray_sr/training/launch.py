@@ -243,9 +243,8 @@ class _Driver:
 
     def _raise_failure(self) -> None:
         if self.refusal is not None:
-            error = RaySRError(self.refusal["message"])
-            error.exit_code = self.refusal["exit_code"]
-            raise error
+            kinds = {kind.__name__: kind for kind in RaySRError.__subclasses__()}
+            raise kinds.get(self.refusal["kind"], RaySRError)(self.refusal["message"])
         if self.failure is not None:
             raise ClusterError(
                 f"training failed after step {self.step}: {first_line(_root(self.failure))}; "

@@ -60,7 +60,7 @@ def train_worker(config: dict[str, Any]) -> None:
         worker.run()
     except RaySRError as error:
         step = worker.state.step if worker else 0
-        record = {"event": "error", "step": step, "message": str(error), "exit_code": error.exit_code}
+        record = {"event": "error", "step": step, "message": str(error), "kind": type(error).__name__}
         ray.get(config["monitor"].log.remote(record))
 
 
