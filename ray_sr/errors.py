@@ -24,6 +24,10 @@ class InputError(RaySRError):
     exit_code = 3
 
 
+class WeightsAbsentError(InputError):
+    """Published weights are not on this machine and cannot be downloaded. Exit code 3."""
+
+
 class ResourceError(RaySRError):
     """Not enough memory, disk, devices or permissions. Exit code 4."""
 

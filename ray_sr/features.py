@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ray_sr.errors import InputError, ModelError, RecipeError
+from ray_sr.errors import InputError, ModelError, RecipeError, WeightsAbsentError
 from ray_sr.recipe import FeaturesSpec, LossSpec, PerceptualLossSpec
 
 log = logging.getLogger(__name__)
@@ -200,45 +200,58 @@ def resolve_feature_weights(losses: Iterable[LossSpec], features: FeaturesSpec) 
     return paths
 
 
-def cached_weights(network: VGGName) -> Path | None:
+def cached_weights(network: str) -> Path | None:
     """torchvision's weights of `network` in torch's hub cache (TORCH_HOME), or None. Touches no network."""
-    path = _cache_path(network)
+    path = _cache_path(torchvision_url(network))
     return path if path.is_file() else None
+
+
+def torchvision_url(network: str) -> str:
+    """Where torchvision publishes the weights of `network` (its name there) that its first release had."""
+    # Here, because this import takes as long as PyTorch's and a given file does not need it.
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(network)["IMAGENET1K_V1"].url
+
+
+def published_file(url: str, name: str | None = None) -> Path:
+    """A file in torch's hub cache (TORCH_HOME), downloaded there if it is absent.
+
+    `name` in the cache; by default the address's. Raises WeightsAbsentError where the download fails.
+    """
+    target = _cache_path(url, name)
+    if target.is_file():
+        return target
+    log.info("downloading %s to %s", url, target)
+    try:
+        download(url, target)
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsAbsentError(f"{target} is absent and its download failed ({reason})") from error
+    return target
+
+
+def _cache_path(url: str, name: str | None = None) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / (name or Path(urlsplit(url).path).name)
 
 
 def _weights_path(network: VGGName, given: str | None) -> Path:
     if given is None:
-        return cached_weights(network) or _downloaded(network)
+        return _published_vgg(network)
     path = Path(given).expanduser()
     if not path.is_file():
         raise InputError(f"features.weights={given}: no such file; give torchvision's {network} .pth file")
     return path
 
 
-def _url(network: VGGName) -> str:
-    # Here, because this import takes as long as PyTorch's and a given file does not need it.
-    from torchvision.models import VGG16_Weights, VGG19_Weights
-
-    weights = {"vgg16": VGG16_Weights.IMAGENET1K_V1, "vgg19": VGG19_Weights.IMAGENET1K_V1}
-    return weights[network].url
-
-
-def _cache_path(network: VGGName) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(_url(network)).path).name
-
-
-def _downloaded(network: VGGName) -> Path:
-    target = _cache_path(network)
-    log.info("downloading torchvision's %s weights to %s", network, target)
+def _published_vgg(network: VGGName) -> Path:
     try:
-        download(_url(network), target)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise InputError(
-            f"no {network} weights for the perceptual loss: {target} is absent and its download failed "
-            f"({reason}); give features.weights=PATH, or run once on a connected machine"
+        return published_file(torchvision_url(network))
+    except WeightsAbsentError as error:
+        raise WeightsAbsentError(
+            f"no {network} weights for the perceptual loss: {error}; give features.weights=PATH, "
+            "or run once on a connected machine"
         ) from error
-    return target
 
 
 def download(url: str, target: Path, timeout: float = _DOWNLOAD_TIMEOUT_S) -> None:

@@ -1,4 +1,4 @@
-"""Unsharp masking as Real-ESRGAN uses it (arXiv 2107.10833, section 3.4), to train networks that sharpen.
+"""Unsharp masking as Real-ESRGAN uses it (arXiv 2107.10833) to train networks that sharpen.
 
 What a wide Gaussian leaves over is added again, half as strong: only where it is distinct, so that noise in
 even regions is not raised, and the borders of such places are softened by the same Gaussian.
