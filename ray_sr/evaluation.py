@@ -21,6 +21,7 @@ import torch
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
 from ray_sr.features import FeatureNetwork, vgg19_feature_distance
 from ray_sr.images import write_bytes
+from ray_sr.lpips import LPIPS
 from ray_sr.metrics import Protocol, mean_metrics, measure, sharpness
 from ray_sr.model_store import Model
 from ray_sr.photo_pairs import LeftOut, Pair, PairFiles, find_pairs, read_pair
@@ -37,10 +38,11 @@ _LINE = 100
 
 @dataclass(frozen=True)
 class Column:
-    """How a figure is shown: its heading and its digits behind the point."""
+    """How a figure is shown: its heading and its digits behind the point; and which of two is the better."""
 
     label: str
     digits: int
+    lower_is_better: bool = False
 
     def show(self, value: float) -> str:
         return f"{value:.{self.digits}f}" if math.isfinite(value) else "inf"
@@ -53,7 +55,10 @@ COLUMNS = {
     "ssim_rgb": Column("SSIM-RGB", 4),
     "sharpness": Column("sharpness", 1),
     "sharpness_ratio": Column("sharp/HR", 3),
-    "vgg19_conv3_4": Column("VGG19 conv3_4", 4),
+    "vgg19_conv3_4": Column("VGG19 conv3_4", 4, lower_is_better=True),
+    "lpips_alex": Column("LPIPS", 4, lower_is_better=True),
+    "lpips_vgg": Column("LPIPS-VGG", 4, lower_is_better=True),
+    "lpips_squeeze": Column("LPIPS-Squeeze", 4, lower_is_better=True),
 }
 
 
@@ -103,14 +108,14 @@ class Evaluation:
         return [*self.images, ImageResult("mean", self.mean, self.bicubic)]
 
     def table(self) -> str:
-        """Aligned text for a terminal: the protocol, a line for each photo, the mean, what was left out."""
-        heading = [cell for name in self.columns for cell in (COLUMNS[name].label, self.baseline_name)]
-        cells = [["photo", *heading], *([row.name, *self._cells(row)] for row in self.rows())]
-        lines = _aligned(cells)
-        rule = "-" * len(lines[0])
-        left_out = [f"left out: {photo.name}: {photo.reason}" for photo in self.left_out]
+        """Text for a terminal: the protocol, a line for each photo, the mean; sharpness and what was left out.
+
+        Figures that do not fit into 100 columns go on in a second table below.
+        """
         head = [f"{self.model}, x{self.scale}, {self.precision}", *textwrap.wrap(self.protocol, _LINE)]
-        return "\n".join([*head, "", lines[0], rule, *lines[1:-1], rule, lines[-1], *left_out])
+        tables = (_ruled(_aligned(block)) for block in self._blocks())
+        left_out = [f"left out: {photo.name}: {photo.reason}" for photo in self.left_out]
+        return "\n\n".join(["\n".join(head), *tables, "\n".join([self._sharpness(), *left_out])])
 
     def to_json(self) -> dict[str, Any]:
         """One object for `--json`. JSON has no infinity: the PSNR of a photo equal to its reference is null."""
@@ -129,9 +134,32 @@ class Evaluation:
             "left_out": [{"name": photo.name, "reason": photo.reason} for photo in self.left_out],
         }
 
-    def _cells(self, row: ImageResult) -> list[str]:
-        pairs = ((COLUMNS[name], row.figures[name], row.baseline[name]) for name in self.columns)
-        return [column.show(value) for column, *values in pairs for value in values]
+    def _blocks(self) -> list[list[list[str]]]:
+        """Cells by row, the heading first: as many figures beside each other as fit."""
+        names = [["photo"], *([row.name] for row in self.rows())]
+        blocks, block = [], names
+        for column in self.columns:
+            pair = self._pair(column)
+            wider = _beside(block, pair)
+            if block is not names and len(_aligned(wider)[0]) > _LINE:
+                blocks.append(block)
+                wider = _beside(names, pair)
+            block = wider
+        return [*blocks, block]
+
+    def _pair(self, name: str) -> list[list[str]]:
+        """The cells of one figure: heading, photos, mean; of the model and of the baseline."""
+        column = COLUMNS[name]
+        cells = [[column.show(row.figures[name]), column.show(row.baseline[name])] for row in self.rows()]
+        return [[column.label, self.baseline_name], *cells]
+
+    def _sharpness(self) -> str:
+        """The line of system E's table: mean sharpness before and after, and its share of HR's."""
+        shares = [
+            f"{name} {figures['sharpness']:.1f} ({figures['sharpness_ratio']:.1%})"
+            for name, figures in ((self.baseline_name, self.bicubic), ("model", self.mean))
+        ]
+        return f"mean sharpness: {', '.join(shares)} of HR's {self.mean['sharpness_hr']:.1f}"
 
 
 def evaluate(
@@ -146,15 +174,16 @@ def evaluate(
     precision: Precision = "float32",
     tile: int | None = None,
     features: FeatureNetwork | None = None,
+    lpips: LPIPS | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a model on a folder of HR photos.
+    """Measure a model on a folder of HR photos: PSNR, SSIM, and sharpness with its ratio to HR's.
 
     LR is made of HR by MATLAB's bicubic, or taken from `lr_folder`; x1 models (deblurring) need that folder and
-    are compared with their input, whole (no border), and by sharpness too (variance of the Laplacian, system
-    E's table). Gray photos are measured as gray. pictures: folder for one side-by-side PNG a photo. limit: only
-    the first so many photos. features: network of `features.distance_network`, for the vgg19_conv3_4 distance.
-    progress: called after each photo with (done, total, name).
+    are compared with their input, whole (no border). Gray photos are measured as gray. pictures: folder for one
+    side-by-side PNG a photo. limit: only the first so many photos. features: network of
+    `features.distance_network`, for the vgg19_conv3_4 distance. lpips: what `lpips.load_lpips` gives, for
+    lpips_alex (or _vgg, _squeeze). progress: called after each photo with (done, total, name).
 
     Photos that cannot be read or matched are named in `left_out` and the rest goes on. Raises InputError where
     no photo is left or a folder is missing, RecipeError for options, ModelError where the model has another
@@ -165,7 +194,7 @@ def evaluate(
         raise RecipeError(f"a limit of {limit} photos leaves nothing to measure: give 1 or more")
     files, left_out = find_pairs(hr_folder, lr_folder, factor)
     engine = Engine(model.module, model.capability, device=device, precision=precision, tile=tile)
-    bench = _Bench(factor, engine, features)
+    bench = _Bench(factor, engine, features, lpips)
     drawing = _Drawing(Path(pictures), files) if pictures is not None else None
     images: list[ImageResult] = []
     files = files[:limit]
@@ -182,7 +211,7 @@ def evaluate(
         model=f"{model.name}@{model.version}",
         scale=factor,
         precision=engine.precision,
-        protocol=_protocol(factor, made=lr_folder is None, features=features is not None),
+        protocol=_protocol(bench, made=lr_folder is None),
         images=images,
         left_out=left_out,
         pictures=drawing.written if drawing else {},
@@ -198,12 +227,16 @@ def _checked_scale(model: Model, scale: int | None, lr_folder: object) -> int:
     return own
 
 
-def _protocol(scale: int, *, made: bool, features: bool) -> str:
+def _protocol(bench: _Bench, *, made: bool) -> str:
+    scale = bench.scale
     source = f"MATLAB bicubic of HR cropped to a multiple of {scale}" if made else "given photos"
-    baseline = "MATLAB bicubic, 8-bit" if scale > 1 else "the input as it is; sharpness = variance of the Laplacian"
-    parts = [Protocol(_border(scale)).describe(), f"LR: {source}", f"baseline: {baseline}"]
-    if features:
+    baseline = "MATLAB bicubic, 8-bit" if scale > 1 else "the input as it is"
+    sharp = "sharpness: variance of the Laplacian, whole photo"
+    parts = [Protocol(_border(scale)).describe(), f"LR: {source}", f"baseline: {baseline}", sharp]
+    if bench.features:
         parts.append("VGG19 conv3_4: mean squared distance of unit feature vectors, not LPIPS, lower is better")
+    if bench.lpips:
+        parts.append(f"LPIPS: version 0.1, {bench.lpips.name}, 8-bit output, whole photo, lower is better")
     return "; ".join(parts)
 
 
@@ -215,8 +248,10 @@ def _border(scale: int) -> int:
 class _Bench:
     """Runs and measures photo by photo."""
 
-    def __init__(self, scale: int, engine: Engine, features: FeatureNetwork | None) -> None:
-        self.scale, self.engine, self.features = scale, engine, features
+    def __init__(
+        self, scale: int, engine: Engine, features: FeatureNetwork | None = None, lpips: LPIPS | None = None
+    ) -> None:
+        self.scale, self.engine, self.features, self.lpips = scale, engine, features, lpips
 
     def run(self, files: PairFiles, drawing: _Drawing | None) -> ImageResult:
         pair = read_pair(files, self.scale)
@@ -230,12 +265,13 @@ class _Bench:
 
     def measure(self, output: np.ndarray, hr: np.ndarray) -> Figures:
         figures = measure(output, hr, border=_border(self.scale))
-        if self.scale == 1:
-            figures |= {"sharpness": sharpness(output), "sharpness_hr": sharpness(hr)}
-            figures["sharpness_ratio"] = _ratio(figures)
+        figures |= {"sharpness": sharpness(output), "sharpness_hr": sharpness(hr)}
+        figures["sharpness_ratio"] = _ratio(figures)
         if self.features is not None:
             distance = vgg19_feature_distance(_batch(output), _batch(hr), self.features)
             figures["vgg19_conv3_4"] = float(distance)
+        if self.lpips is not None:
+            figures[f"lpips_{self.lpips.name}"] = float(self.lpips(_batch(output), _batch(hr)))
         return figures
 
     def _predict(self, lr: np.ndarray) -> np.ndarray:
@@ -316,6 +352,16 @@ def _json(figures: Figures) -> dict[str, float | None]:
 
 def _first(left_out: Sequence[LeftOut]) -> str:
     return f"the first of {len(left_out)}: {left_out[0].name}: {left_out[0].reason}"
+
+
+def _beside(left: list[list[str]], right: list[list[str]]) -> list[list[str]]:
+    return [cells + more for cells, more in zip(left, right, strict=True)]
+
+
+def _ruled(lines: list[str]) -> str:
+    """Rules under the heading and above the last line."""
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

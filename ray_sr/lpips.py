@@ -11,7 +11,7 @@ library brings along.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ray_sr.errors import InputError, ModelError, WeightsAbsentError
 from ray_sr.features import TORCHVISION, published_file, torchvision_url
-from ray_sr.models.weights import decode_weights
+from ray_sr.models.weights import decode_weights, load_strict
 
 LPIPSName = Literal["alex", "vgg", "squeeze"]
 
@@ -65,19 +65,19 @@ VARIANTS: dict[LPIPSName, Variant] = {
 class LPIPS(nn.Module):
     """The distance with one backbone; frozen, in evaluation mode.
 
-    `backbone` holds torchvision's tensors (`features.N.…`; others are ignored), `heads` one 1×C×1×1 tensor for
-    each compared layer as `linN.model.1.weight`. Raises ModelError where either does not fit.
+    `backbone` holds torchvision's tensors (`features.N.…`; others are left out), `heads` one 1×C×1×1 tensor for
+    each compared layer. Raises ModelError where the backbone does not fit.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: LPIPSName, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
+    def __init__(self, name: LPIPSName, backbone: Mapping[str, Tensor], heads: Sequence[Tensor]) -> None:
         super().__init__()
         self.name: LPIPSName = name
         self.variant = VARIANTS[name]
-        self.features = _features(self.variant, backbone)
-        self.heads = nn.ParameterList(_head(heads, index) for index in range(len(self.variant.taps)))
+        self.features = _backbone(self.variant.model, backbone)[: self.variant.taps[-1] + 1]
+        self.heads = nn.ParameterList([head.float() for head in heads])
         # The paper's scaling layer, which is for [-1, 1], is torchvision's normalisation of [0, 1].
         self.register_buffer("mean", torch.tensor(TORCHVISION.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(TORCHVISION.std).view(1, 3, 1, 1))
@@ -123,8 +123,9 @@ def load_lpips(heads: str = "alex") -> LPIPS:
     data = path.read_bytes()
     name = _recognise(data, path)
     tensors = decode_weights(data, str(path)).state
-    source = _published(torchvision_url(VARIANTS[name].model))
-    return LPIPS(name, decode_weights(source.read_bytes(), str(source)).state, tensors)
+    linear = [tensors[f"lin{index}.model.1.weight"] for index in range(len(VARIANTS[name].taps))]
+    backbone = _published(torchvision_url(VARIANTS[name].model))
+    return LPIPS(name, decode_weights(backbone.read_bytes(), str(backbone)).state, linear)
 
 
 def _heads_file(heads: str) -> Path:
@@ -154,24 +155,14 @@ def _recognise(data: bytes, path: Path) -> LPIPSName:
     raise ModelError(f"{path} is none of the linear heads of LPIPS 0.1 (alex.pth, vgg.pth, squeeze.pth)")
 
 
-def _features(variant: Variant, tensors: Mapping[str, Tensor]) -> nn.Sequential:
+def _backbone(model: str, tensors: Mapping[str, Tensor]) -> nn.Sequential:
     # Here, because this import takes as long as PyTorch's.
     from torchvision.models import get_model
 
     with torch.device("meta"):  # nothing is initialised, so the global random state stays as it was
-        layers = get_model(variant.model, weights=None).features[: max(variant.taps) + 1]
-    expected = layers.state_dict()
-    given = {name: tensors.get(f"features.{name}") for name in expected}
-    for name, tensor in given.items():
-        if tensor is None or tensor.shape != expected[name].shape:
-            found = "absent" if tensor is None else tuple(tensor.shape)
-            shape = tuple(expected[name].shape)
-            raise ModelError(f"not {variant.model}'s weights: features.{name} is {found}, not {shape}")
-    layers.load_state_dict(
-        {name: tensor.float() for name, tensor in given.items() if tensor is not None}, assign=True
-    )
+        layers = get_model(model, weights=None).features
+    layers = layers.to_empty(device="cpu")
+    prefix = "features."
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    load_strict(layers, own, f"LPIPS's {model}")
     return layers
-
-
-def _head(heads: Mapping[str, Tensor], index: int) -> nn.Parameter:
-    return nn.Parameter(heads[f"lin{index}.model.1.weight"].float(), requires_grad=False)

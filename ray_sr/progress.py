@@ -62,12 +62,13 @@ class Progress:
 
     def _line(self, elapsed: float, note: str) -> str:
         rate = (self.count - self._first) / max(elapsed, 1e-9)
-        left = f", {_clock((self.total - self.count) / rate)} left" if rate > 0 and self.count < self.total else ""
+        left = f", {clock((self.total - self.count) / rate)} left" if rate > 0 and self.count < self.total else ""
         tail = f"  {note}" if note else ""
-        return f"{self.title}: {self.count}/{self.total} {self.unit}, {_clock(elapsed)}{left}{tail}"
+        return f"{self.title}: {self.count}/{self.total} {self.unit}, {clock(elapsed)}{left}{tail}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

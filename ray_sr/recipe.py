@@ -335,6 +335,9 @@ class ValidationSpec(Section):
     photos: int = Field(16, ge=0, le=10_000, description="at most this many held-out photos; 0 for none")
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class TrainingSpec(Section):
     """Workers, devices, precision, and what is kept."""
 
@@ -352,6 +355,7 @@ class TrainingSpec(Section):
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")
+    trackers: list[TrackerName] = Field([], description="experiment trackers that get every figure")
     max_failures: int = Field(3, ge=0, description="how often a lost worker is replaced from the last checkpoint")
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ray_sr.commands.common import chosen_model, json_option, note, show, store_option
-from ray_sr.errors import InputError
+from ray_sr.errors import InputError, WeightsAbsentError
+
+if TYPE_CHECKING:
+    from ray_sr.lpips import LPIPS
 
 
 @click.command()
@@ -15,6 +20,8 @@ from ray_sr.errors import InputError
 @click.option("--scale", type=click.Choice(["1", "2", "3", "4", "8"]), help="Scale of the model `bicubic`.")
 @click.option("--pictures", metavar="FOLDER", help="Write ORIGINAL / LOW / BICUBIC / PREDICTED pictures here.")
 @click.option("--features", metavar="FILE", help="VGG19 weights: adds the vgg19_conv3_4 feature distance.")
+@click.option("--lpips", metavar="HEADS", help="Adds LPIPS: alex, vgg or squeeze (weights are downloaded once), "
+              "or the file of its linear heads.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only this many photos.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--self-check", metavar="FOLDER", help="Instead: reproduce the published bicubic figures on "
@@ -28,13 +35,14 @@ def evaluate(
     scale: str | None,
     pictures: str | None,
     features: str | None,
+    lpips: str | None,
     limit: int | None,
     device: str,
     self_check: str | None,
     store: str | None,
     as_json: bool,
 ) -> None:
-    """PSNR and SSIM of MODEL on Y and RGB, photo by photo, bicubic beside it.
+    """PSNR, SSIM and sharpness of MODEL, photo by photo, bicubic beside it.
 
     MODEL is a name or channel in the store, a published folder, a run's folder, a weights file,
     FILE.py:NAME:SCALE, or bicubic.
@@ -51,6 +59,7 @@ def evaluate(
 
     loaded = load_model(chosen_model(model, store), store, scale=int(scale or 4))
     network = distance_network(features) if features else None
+    perceptual = _lpips(lpips) if lpips else None
     bar: list[Progress] = []
 
     def count(done: int, total: int, name: str) -> None:
@@ -67,12 +76,24 @@ def evaluate(
         limit=limit,
         device=device,
         features=network,
+        lpips=perceptual,
         progress=count,
     )
     show(result.to_json(), result.table(), as_json)
     if result.left_out:
         names = ", ".join(photo.name for photo in result.left_out[:5])
         raise InputError(f"{len(result.left_out)} photos could not be measured: {names}")
+
+
+def _lpips(heads: str) -> LPIPS | None:
+    """None, with a line that says why, where the published weights cannot be had: nothing stands in for them."""
+    from ray_sr.lpips import load_lpips
+
+    try:
+        return load_lpips(heads)
+    except WeightsAbsentError as error:
+        note(f"LPIPS is left out: {error}")
+        return None
 
 
 def _self_check(folder: str, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ray_sr.commands.common import json_option, show, store_option
+from ray_sr.commands.common import json_option, overrides_argument, show, store_option
 
 
 @click.group()
@@ -104,20 +104,38 @@ def delete(model: str, store: str | None) -> None:
 
 @models.command("import")
 @click.argument("file")
+@overrides_argument
+@click.option("-c", "--recipe", metavar="RECIPE", help="Recipe (name or YAML) whose network it is; KEY=VALUE "
+              "change it: for files that do not tell all.")  # fmt: skip
 @click.option("--name", help="Name in the store (default: the file's).")
 @click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
 @store_option
 @json_option
-def import_file(file: str, name: str | None, promote: str | None, store: str | None, as_json: bool) -> None:
+def import_file(
+    file: str,
+    overrides: tuple[str, ...],
+    recipe: str | None,
+    name: str | None,
+    promote: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Publish a generator FILE of ours, BasicSR, Real-ESRGAN, ESRGAN or MMagic.
+
+    The network follows from the weights' names and shapes. These do not tell an activation without weights or
+    values in [-1, 1] inside: name the network by a recipe then, such as -c compact-x4
+    network.generator.activation=leakyrelu.
 
     Weights are read without running code from the file; any pickle that would is refused.
     """
+    if overrides and recipe is None:
+        raise click.UsageError(f"{overrides[0]}: give the recipe that it changes too (-c RECIPE)")
     from ray_sr.model_card import Provenance
     from ray_sr.model_store import Store
     from ray_sr.models.weights import load_weights
+    from ray_sr.recipe_reader import load_recipe
 
-    network, state = load_weights(file)
+    network, state = load_weights(file, load_recipe(recipe, overrides).network if recipe else None)
     place = Store(store)
     name = name or Path(file).stem
     version = place.publish(name, state, network, provenance=Provenance(source=file), promote=promote)

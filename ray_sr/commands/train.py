@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
+
+if TYPE_CHECKING:
+    from ray_sr.recipe import Recipe
 
 
 @click.command()
@@ -17,6 +21,8 @@ from ray_sr.commands.common import connect_ray, json_option, note, overrides_arg
 @click.option("--data", "shards", metavar="SHARDS", help="Shards of `ray-sr data prepare`.")
 @click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
+@click.option("--plan", "only_plan", is_flag=True, help="Run 50 steps of each stage and say what all will take.")
+@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of one worker (its GPU) an hour.")
 @json_option
 def train(
     recipe_name: str,
@@ -24,6 +30,8 @@ def train(
     shards: str | None,
     output: str | None,
     resume: bool,
+    only_plan: bool,
+    hourly: float | None,
     as_json: bool,
 ) -> None:
     """Train RECIPE, both stages, with key=value overrides (data.batch=32 gan.steps=50000).
@@ -35,6 +43,9 @@ def train(
     recipe = load_recipe(recipe_name, overrides)
     if resume and output is None:
         raise click.UsageError("--resume needs the folder of the run: -o RUN")
+    if only_plan:
+        _plan(recipe, shards, hourly, as_json)
+        return
     folder = output or f"runs/{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
     connect_ray()
     from ray_sr.training.launch import train as launch
@@ -74,6 +85,15 @@ def report(run: str, output: str | None) -> None:
     from ray_sr.training.runs import Run
 
     click.echo(write_report(Run.existing(run), Path(output) if output else None))
+
+
+def _plan(recipe: Recipe, shards: str | None, hourly: float | None, as_json: bool) -> None:
+    from ray_sr.training.planning import STEPS, plan
+
+    connect_ray()
+    note(f"running {STEPS} steps of each stage")
+    found = plan(recipe, shards=shards, hourly=hourly)
+    show({**asdict(found), "seconds": found.seconds, "cost": found.cost}, str(found), as_json)
 
 
 def _say_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

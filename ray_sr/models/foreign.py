@@ -97,10 +97,21 @@ def recognise(state: Mapping[str, Tensor], source: str) -> tuple[NetworkSpec, St
 
     Raises ModelError for our families in a form that ray-sr does not build.
     """
+    found = _family_of(state)
+    return (_inferred(found[0], found[1], source), found[1]) if found else None
+
+
+def our_names(state: Mapping[str, Tensor]) -> State:
+    """The state dict with the keys of our families renamed to ours, any other as it is."""
+    found = _family_of(state)
+    return found[1] if found else dict(state)
+
+
+def _family_of(state: Mapping[str, Tensor]) -> tuple[Family, State] | None:
     for family in _FAMILIES:
         renamed = {_rename(key, family.renames): tensor for key, tensor in state.items()}
         if family.anchor in renamed and all(re.fullmatch(family.keys, key) for key in renamed):
-            return _inferred(family, renamed, source), renamed
+            return family, renamed
     return None
 
 
@@ -250,7 +261,11 @@ def with_spandrel(state: State, source: str) -> Generator | None:
 
 
 class PythonModule(Generator):
-    """A callable from a user's Python file: N×3×h×w in [0, 1] to N×3×(h·scale)×(w·scale)."""
+    """A callable from a user's Python file: N×3×h×w in [0, 1] to N×3×(h·scale)×(w·scale).
+
+    Without a `capability` of its own it is run on the whole photo, because nothing tells how far it sees: many
+    published networks (IMDN, RCAN, Fast-SRGAN) weigh their channels by statistics of the whole.
+    """
 
     def __init__(self, function: Callable[[Tensor], Tensor], scale: int, source: str) -> None:
         super().__init__()
@@ -262,7 +277,7 @@ class PythonModule(Generator):
             multiple=1,
             receptive_field=UNKNOWN_RECEPTIVE_FIELD,
             bf16=False,
-            whole_image_norm=False,
+            whole_image_norm=True,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,7 +293,8 @@ def from_python_file(file: str | Path, name: str, scale: int) -> Generator:
     """What `load(name, scale)` of a Python file returns, as a module with a capability.
 
     This RUNS THE FILE'S CODE: use it only with files you trust. The callable may carry a `capability` of its
-    own. Raises InputError for a missing file, ModelError where the file or its `load` fails.
+    own; without one photos are tiled only where memory demands it. Raises InputError for a missing file,
+    ModelError where the file or its `load` fails.
     """
     source = f"{file}:{name}:{scale}"
     load = getattr(_import(Path(file)), "load", None)

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Generator, build_generator
-from ray_sr.models.foreign import find_state, recognise, with_spandrel
+from ray_sr.models.foreign import find_state, our_names, recognise, with_spandrel
 from ray_sr.recipe_networks import NetworkSpec
 from ray_sr.storage import first_line, open_filesystem, read_file, write_file
 
@@ -83,7 +83,8 @@ def load_weights(path: str | Path, network: NetworkSpec | None = None) -> tuple[
     content = decode_weights(_read(path), source)
     found = _identify(content, network, source)
     if found is None:
-        raise ModelError(_unknown(source, content.state))
+        hint = "upscale, evaluate and serve take the file itself as their model: pip install ray-sr[foreign]"
+        raise ModelError(f"{_unknown(source, content.state)}; {hint}")
     return found
 
 
@@ -187,8 +188,9 @@ def _reason(text: str) -> str:
 def _identify(
     content: WeightsFile, network: NetworkSpec | None, source: str
 ) -> tuple[NetworkSpec, dict[str, Tensor]] | None:
-    known = network or content.network
-    return (known, content.state) if known else recognise(content.state, source)
+    if network:
+        return network, our_names(content.state)
+    return (content.network, content.state) if content.network else recognise(content.state, source)
 
 
 def _unknown(source: str, state: Mapping[str, Tensor]) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ray_sr.recipe import TrainingSpec
 from ray_sr.upscaling.precision import has_fast_bfloat16
 
-
 Module = TypeVar("Module", bound=nn.Module)
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ from ray_sr.recipe_reader import recipe_yaml
 from ray_sr.storage import first_line
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
+from ray_sr.training.trackers import Trackers, check_trackers
 from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
@@ -70,6 +71,7 @@ def train(
     place = _shards_of(recipe, shards)
     digest = read_manifest(place).digest
     _check_run(run, resume)
+    check_trackers(recipe.training.trackers)
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
@@ -95,7 +97,11 @@ def train(
         dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
     )
     listen({"event": "facts", "step": 0, **facts})
-    return _Driver(trainer, run, monitor, listen).run()
+    trackers = Trackers(recipe, run.folder)
+    try:
+        return _Driver(trainer, run, monitor, [listen, trackers.hear]).run()
+    finally:
+        trackers.close()
 
 
 def _shards_of(recipe: Recipe, shards: str | None) -> str:
@@ -168,8 +174,8 @@ def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str
 class _Driver:
     """Runs the trainer in a thread of its own while this one writes the journal and hears Ctrl-C."""
 
-    def __init__(self, trainer: TorchTrainer, run: Run, monitor: Any, listen: Listener) -> None:
-        self.trainer, self.run_folder, self.monitor, self.listen = trainer, run, monitor, listen
+    def __init__(self, trainer: TorchTrainer, run: Run, monitor: Any, listeners: Sequence[Listener]) -> None:
+        self.trainer, self.run_folder, self.monitor, self.listeners = trainer, run, monitor, listeners
         self.journal = Journal(run.journal)
         self.failure: BaseException | None = None
         self.refusal: Record | None = None
@@ -209,7 +215,7 @@ class _Driver:
                 os._exit(130)
             self.interrupted = True
             self.monitor.stop.remote()
-            self.listen({"event": "stopping", "step": self.step})
+            self._tell({"event": "stopping", "step": self.step})
 
         for number in before:
             signal.signal(number, hear)
@@ -239,7 +245,11 @@ class _Driver:
             self.last = {key: value for key, value in record.items() if isinstance(value, float)}
         self.step = record["step"]
         self.journal.write(record)
-        self.listen(record)
+        self._tell(record)
+
+    def _tell(self, record: Record) -> None:
+        for listen in self.listeners:
+            listen(record)
 
     def _raise_failure(self) -> None:
         if self.refusal is not None:

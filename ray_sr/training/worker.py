@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,6 +51,13 @@ class Meter:
         means |= {"steps_per_s": self.steps / elapsed, "data_wait": self.wait / elapsed}
         self.losses, self.steps, self.wait, self.began = {}, 0, 0.0, time.perf_counter()
         return means
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held so far: on the GPU where it trains on one, else in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -187,6 +195,7 @@ class Worker:
                 "stage": self.stage,
                 "lr": self.step.optimizers[0].rate(self.number),
                 "bad_steps": sum(float(o.bad) for o in self.step.optimizers),
+                "memory_gib": peak_memory(self.compute.device) / 2**30,
                 **self.meter.read(),
             }
             asked = self.stop_answer is not None and ray.get(self.stop_answer)

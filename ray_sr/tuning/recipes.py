@@ -68,21 +68,28 @@ def _unknown_fields(space: Space, recipe: Recipe) -> Iterator[str]:
         here: Any = recipe.dump()
         parts = name.split(".")
         for index, part in enumerate(parts):
-            known = list(here) if isinstance(here, dict) else [str(n) for n in range(len(here or ()))]
-            if isinstance(here, (dict, list)) and part in known:
+            known = _parts(here)
+            if part in known:
                 here = here[part] if isinstance(here, dict) else here[int(part)]
                 continue
             where = ".".join(parts[:index])
             if here is None:
                 yield f"fields.{name}: the recipe {recipe.name} has no {where}: give it one, or remove the field"
             elif not known:
-                yield f"fields.{name}: {where} has no parts: write {where}"
+                yield f"fields.{name}: {where} is a single value: name that"
             else:
                 yield (
                     f"fields.{name}: {where or 'the recipe'} has no {part!r}{did_you_mean(part, known)} "
                     f"({', '.join(known)})"
                 )
             break
+
+
+def _parts(value: Any) -> list[str]:
+    """The keys inside a value of a recipe, those of a list being its positions."""
+    if isinstance(value, dict):
+        return list(value)
+    return [str(position) for position in range(len(value))] if isinstance(value, list) else []
 
 
 def _check_validations(space: Space, recipe: Recipe) -> None:

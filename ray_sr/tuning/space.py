@@ -155,9 +155,10 @@ class SchedulerSpec(Section):
     """Who stops or changes trials before their last step."""
 
     kind: Literal["none", "asha", "pbt"] = Field(
-        "none", description="asha: stops the worse trials early (arXiv 1810.05934); pbt: they take over the "
-        "state of better ones and go on with changed learning rates (arXiv 1711.09846)"
-    )  # fmt: skip
+        "none",
+        description="asha: stops the worse trials early (arXiv 1810.05934); pbt: the worse ones take over the "
+        "state of better ones and go on with changed learning rates (arXiv 1711.09846)",
+    )
     grace: int | None = Field(None, ge=1, description="asha: steps before the first decision")
     reduction: float = Field(3.0, ge=1.5, description="asha: one of this many goes on at each decision")
     interval: int | None = Field(None, ge=1, description="pbt: steps between changes")

@@ -1,0 +1,115 @@
+"""How long will it take? A few steps of each stage, measured, and carried to the whole run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from ray_sr.progress import clock
+from ray_sr.recipe import Recipe
+from ray_sr.training.launch import train
+from ray_sr.training.monitor import Record
+from ray_sr.training.runs import Run
+
+STEPS = 50
+LOG_EVERY = 5
+WARM_UP = 10  # the first steps wait for the data plane to start and for kernels to be chosen
+DATA_IS_THE_LIMIT = 0.2
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage as measured: steps/s, share of the time spent waiting for data, peak memory of a worker."""
+
+    stage: str
+    steps: int
+    steps_per_s: float
+    data_wait: float
+    memory_gib: float
+
+    @property
+    def seconds(self) -> float:
+        return self.steps / self.steps_per_s
+
+    @property
+    def limit(self) -> str:
+        return "data" if self.data_wait > DATA_IS_THE_LIMIT else "compute"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; validations and checkpoints come on top of the seconds of its steps."""
+
+    stages: list[StagePlan]
+    workers: int
+    compute: str
+    hourly: float | None
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def cost(self) -> float | None:
+        """Price of all workers for that time; `hourly` is that of one worker's GPU (or machine)."""
+        return None if self.hourly is None else self.seconds / 3600 * self.workers * self.hourly
+
+    def __str__(self) -> str:
+        lines = [f"{self.workers} worker(s) on {self.compute}"]
+        lines += [
+            f"{stage.stage:9} {stage.steps:>9,} steps at {stage.steps_per_s:.2f}/s: {clock(stage.seconds)}; "
+            f"{stage.memory_gib:.1f} GiB a worker; waits for data {100 * stage.data_wait:.0f} % of the time, "
+            f"{stage.limit} is the limit"
+            for stage in self.stages
+        ]
+        price = "" if self.cost is None else f", {self.cost:.2f} at {self.hourly:g} an hour and worker"
+        return "\n".join([*lines, f"in all    {clock(self.seconds)}{price} (validation and checkpoints on top)"])
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    shards: str | None = None,
+    hourly: float | None = None,
+    listen: Callable[[Record], None] = lambda record: None,
+) -> Plan:
+    """Measure up to 50 steps of each stage in a temporary folder; Ray must be running."""
+    short = _shortened(recipe)
+    with tempfile.TemporaryDirectory(prefix="ray-sr-plan-") as folder:
+        run = Run.at(Path(folder) / "plan")
+        train(short, run, shards=shards, listen=listen)
+        records, start = run.records("train"), run.records("start")[-1]
+    stages = [
+        _measured(name, stage.steps, [record for record in records if record["stage"] == name])
+        for name, stage in (("pretrain", recipe.pretrain), ("gan", recipe.gan))
+        if stage
+    ]
+    return Plan(stages, recipe.training.workers, start["compute"], hourly)
+
+
+def _shortened(recipe: Recipe) -> Recipe:
+    changes = {
+        name: stage.model_copy(update={"steps": min(stage.steps, STEPS)})
+        for name, stage in (("pretrain", recipe.pretrain), ("gan", recipe.gan))
+        if stage
+    }
+    training = recipe.training.model_copy(
+        update={"log_every": LOG_EVERY, "checkpoint_every": 10 * STEPS, "trackers": []}
+    )
+    validation = recipe.validation.model_copy(update={"photos": 0})
+    return recipe.model_copy(update={**changes, "training": training, "validation": validation})
+
+
+def _measured(name: str, steps: int, records: list[Record]) -> StagePlan:
+    first = records[0]["step"] - LOG_EVERY
+    warm = [record for record in records if record["step"] - first > WARM_UP] or records[-1:]
+    return StagePlan(
+        name,
+        steps,
+        median(record["steps_per_s"] for record in warm),
+        median(record["data_wait"] for record in warm),
+        max(record["memory_gib"] for record in records),
+    )

@@ -1,0 +1,107 @@
+"""What the cluster can run at once, and whether a time is enough for one trial at all."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import ray
+import torch
+
+from ray_sr.errors import RecipeError, ResourceError
+from ray_sr.models import build_generator, count_parameters
+from ray_sr.recipe import Recipe
+from ray_sr.tuning.recipes import with_values
+from ray_sr.tuning.space import Space
+
+PROBES = 3
+
+
+def gpus_of_trial(recipe: Recipe) -> int:
+    """GPUs that the training of one trial takes, as `train` decides it."""
+    training = recipe.training
+    wanted = training.device == "gpu"
+    there = ray.cluster_resources().get("GPU", 0) >= training.workers
+    return training.workers if wanted or (training.device == "auto" and there) else 0
+
+
+def trials_at_once(recipe: Recipe, asked: int | None = None) -> int:
+    """How many trials run at once: each needs its workers and one CPU that makes crops.
+
+    Raises ResourceError where `asked` is more than the cluster has room for.
+    """
+    training, have = recipe.training, ray.cluster_resources()
+    room = int(have.get("CPU", 0) // (training.workers * training.cpus_per_worker + 1))
+    if gpus := gpus_of_trial(recipe):
+        room = min(room, int(have.get("GPU", 0) // gpus))
+    room = max(1, room)  # a cluster too small for one is refused by `train`, which says what is missing
+    if asked is not None and asked > room:
+        raise ResourceError(
+            f"--concurrent {asked}: {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs have room for "
+            f"{room} at once (each takes {training.workers} worker(s) of {training.cpus_per_worker:g} CPUs, "
+            f"{gpus} GPUs and a CPU for crops)"
+        )
+    return asked or room
+
+
+def parameters_of(recipe: Recipe) -> int:
+    """Parameters of the recipe's generator, buffers included; builds no weights."""
+    with torch.device("meta"):
+        return count_parameters(build_generator(recipe.network))["parameters"]
+
+
+def check_budget(space: Space, recipe: Recipe) -> None:
+    """Refuse a time that is not enough for the cheapest trial, by the generator's passes alone.
+
+    Those are timed where a worker would run. Raises RecipeError.
+    """
+    if space.budget.gpu_hours is not None and not gpus_of_trial(recipe):
+        raise RecipeError("budget.gpu_hours: these trials use no GPU, give budget.time (--time 2h)")
+    gpus = max(1, gpus_of_trial(recipe))
+    limits = [space.budget.time, space.budget.gpu_hours and space.budget.gpu_hours * 3600 / gpus]
+    seconds = min((limit for limit in limits if limit), default=None)
+    if seconds is None:
+        return
+    cheapest = _cheapest(space, recipe)
+    training = cheapest.training
+    probe = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=min(1, gpus_of_trial(cheapest)))(_step_seconds)
+    needed = ray.get(probe.remote(cheapest.dump())) * cheapest.total_steps
+    if needed > seconds:
+        raise RecipeError(
+            f"a budget of {seconds:.0f} s is not enough for one trial: {cheapest.total_steps} steps of the smallest "
+            f"network take {needed:.0f} s in the generator alone; raise the time or lower the steps"
+        )
+
+
+def _cheapest(space: Space, recipe: Recipe) -> Recipe:
+    """The recipe with the least work among the planned ones, or the space's ends where none is planned."""
+    if space.searcher == "optuna":
+        several = [{name: v} for name, domain in space.fields.items() for v in domain.extremes()]
+    else:
+        several = space.plan()
+    recipes = [with_values(recipe, values) for values in several]
+    return min(recipes, key=lambda found: parameters_of(found) * found.total_steps * _pixels(found))
+
+
+def _pixels(recipe: Recipe) -> int:
+    return recipe.data.batch * recipe.data.crop**2
+
+
+def _step_seconds(data: dict) -> float:
+    """Seconds of a forward and a backward pass of the generator with one worker's share of a batch."""
+    recipe = Recipe.model_validate(data)
+    training = recipe.training
+    torch.set_num_threads(training.threads or max(1, math.floor(training.cpus_per_worker)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = build_generator(recipe.network).to(device)
+    side = recipe.data.crop // recipe.scale
+    lr = torch.rand(max(1, recipe.data.batch // training.workers), 3, side, side, device=device)
+    seconds = []
+    for _ in range(PROBES):
+        began = time.perf_counter()
+        generator(lr).square().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return float(np.min(seconds))
