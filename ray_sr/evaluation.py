@@ -38,11 +38,13 @@ _LINE = 100
 
 @dataclass(frozen=True)
 class Column:
-    """How a figure is shown: its heading and its digits behind the point; and which of two is the better."""
+    """How a figure is shown: its heading, its digits behind the point, which of two is the better; and whether
+    a terminal's table is broken before it."""
 
     label: str
     digits: int
     lower_is_better: bool = False
+    begins_table: bool = False
 
     def show(self, value: float) -> str:
         return f"{value:.{self.digits}f}" if math.isfinite(value) else "inf"
@@ -53,7 +55,7 @@ COLUMNS = {
     "ssim_y": Column("SSIM-Y", 4),
     "psnr_rgb": Column("PSNR-RGB", 2),
     "ssim_rgb": Column("SSIM-RGB", 4),
-    "sharpness": Column("sharpness", 1),
+    "sharpness": Column("sharpness", 1, begins_table=True),
     "sharpness_ratio": Column("sharp/HR", 3),
     "vgg19_conv3_4": Column("VGG19 conv3_4", 4, lower_is_better=True),
     "lpips_alex": Column("LPIPS", 4, lower_is_better=True),
@@ -110,7 +112,7 @@ class Evaluation:
     def table(self) -> str:
         """Text for a terminal: the protocol, a line for each photo, the mean; sharpness and what was left out.
 
-        Figures that do not fit into 100 columns go on in a second table below.
+        PSNR and SSIM are in the first table; no table is wider than 100 columns, however many figures there are.
         """
         head = [f"{self.model}, x{self.scale}, {self.precision}", *textwrap.wrap(self.protocol, _LINE)]
         tables = (_ruled(_aligned(block)) for block in self._blocks())
@@ -135,13 +137,14 @@ class Evaluation:
         }
 
     def _blocks(self) -> list[list[list[str]]]:
-        """Cells by row, the heading first: as many figures beside each other as fit."""
+        """Cells by row, the heading first: comparisons of pixels, then of looks, as many side by side as fit."""
         names = [["photo"], *([row.name] for row in self.rows())]
         blocks, block = [], names
         for column in self.columns:
             pair = self._pair(column)
             wider = _beside(block, pair)
-            if block is not names and len(_aligned(wider)[0]) > _LINE:
+            too_wide = len(_aligned(wider)[0]) > _LINE
+            if block is not names and (too_wide or COLUMNS[column].begins_table):
                 blocks.append(block)
                 wider = _beside(names, pair)
             block = wider

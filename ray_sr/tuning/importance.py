@@ -44,7 +44,9 @@ def importances(results: Results) -> list[Importance]:
     return sorted(found, key=lambda importance: -abs(importance.value or 0.0))
 
 
-def _importance(name: str, outcomes: Sequence[Outcome], objectives: Sequence[float], results: Results) -> Importance:
+def _importance(
+    name: str, outcomes: Sequence[Outcome], objectives: Sequence[float], results: Results
+) -> Importance:
     values = [outcome.values[name] for outcome in outcomes]
     ranks = rankdata(objectives)
     if results.space.fields[name].is_numeric:

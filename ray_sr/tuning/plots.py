@@ -118,7 +118,9 @@ def _name_ends(axes: Axes, results: Results) -> None:
     taken: list[tuple[float, float]] = []
     for outcome in results.ranked:
         step, place = outcome.course[-1]
-        while any(abs(place - y) < (high - low) * 0.035 and abs(step - x) < (right - left) * 0.03 for x, y in taken):
+        while any(
+            abs(place - y) < (high - low) * 0.035 and abs(step - x) < (right - left) * 0.03 for x, y in taken
+        ):
             place -= (high - low) * 0.01
         taken.append((step, place))
         _name(axes, outcome, step, place, results)

@@ -15,7 +15,7 @@ class SweepProgress:
     """Shows a sweep on stderr. Use as a context manager."""
 
     def __init__(self, name: str, space: Space, trials: int, *, done: int = 0, quiet: bool = False) -> None:
-        self._names, self._metric = short_names(list(space.fields)), space.objective.metric
+        self._names, self.metric = short_names(list(space.fields)), space.objective.metric
         self._bar = Progress(name, trials, "trials", quiet=quiet, start=done)
         self._best: tuple[float, int] | None = None
 
@@ -42,7 +42,7 @@ class SweepProgress:
             self._best = (objective, number)
 
     def validated(self, card: TrialCard, steps: int, result: dict[str, Any]) -> None:
-        value = result[self._metric]
+        value = result[self.metric]
         before = self._best
         self.known(card.number, value)
         best = "the best so far" if self._best != before else f"best {self._best_text()}"

@@ -1,11 +1,11 @@
 """Search spaces: which fields of a recipe are tried over which values, by whom, and for how long. YAML in, checked.
 
-    fields:
-      gan.generator_optimizer.lr: {loguniform: [1e-5, 1e-3]}
-      generator.blocks: {choice: [4, 8, 16]}
-    searcher: random
-    scheduler: {kind: asha, grace: 300}
-    budget: {trials: 8, time: 15m}
+fields:
+  gan.generator_optimizer.lr: {loguniform: [1e-5, 1e-3]}
+  generator.blocks: {choice: [4, 8, 16]}
+searcher: random
+scheduler: {kind: asha, grace: 300}
+budget: {trials: 8, time: 15m}
 """
 
 from __future__ import annotations

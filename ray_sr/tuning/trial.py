@@ -46,7 +46,7 @@ class TrialRun(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The next validation; those of an earlier session first, so that the scheduler knows them again."""
         if self._past:
-            return self._report(self._past.pop(0))
+            return {**self._report(self._past.pop(0)), "replayed": True}
         if self._training is None:
             if self._is_to_stop():
                 return {**self._last, "done": True}
