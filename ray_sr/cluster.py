@@ -19,9 +19,10 @@ _SETTINGS = {
 }
 
 
-def connect(verbose: bool = False) -> None:
+def connect(verbose: bool = False, *, dashboard: bool = False) -> None:
     """Join the cluster of RAY_ADDRESS (set inside `ray job submit`), else start Ray on this machine.
 
+    `dashboard`: start it with the latter, where something asks Ray's state API.
     Raises ClusterError where the cluster cannot be reached.
     """
     import ray
@@ -35,7 +36,7 @@ def connect(verbose: bool = False) -> None:
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ClusterError(f"cannot reach the Ray cluster at {address}: {first_line(error)}") from None
     else:
-        local_ray(verbose=verbose)
+        local_ray(verbose=verbose, dashboard=dashboard)
 
 
 def local_ray(
@@ -44,9 +45,11 @@ def local_ray(
     temporary: str | None = None,
     object_store_bytes: int | None = None,
     verbose: bool = False,
+    dashboard: bool = False,
 ) -> None:
-    """Start Ray on this machine for this process alone, without a dashboard.
+    """Start Ray on this machine for this process alone.
 
+    `dashboard` serves Ray's web page and state API on 127.0.0.1; starting it takes a few seconds.
     `cpus` is by default the machine's, but 2 at least: one trains while the other makes crops.
     """
     import ray
@@ -56,7 +59,7 @@ def local_ray(
     ray.init(
         address="local",
         num_cpus=cpus or max(2, len(os.sched_getaffinity(0))),
-        include_dashboard=False,
+        include_dashboard=dashboard,
         configure_logging=True,
         logging_level=_level(verbose),
         log_to_driver=verbose,

@@ -343,6 +343,7 @@ class TrainingSpec(Section):
 
     workers: int = Field(1, ge=1, le=4096, description="DDP workers")
     device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: one GPU for each worker")
+    placement: Literal["pack", "spread"] = Field("pack", description="workers on few nodes, or on many")
     cpus_per_worker: Positive = Field(1.0, description="CPUs reserved for each worker")
     threads: int | None = Field(None, ge=1, description="torch threads of a worker; by default its CPUs")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -14,7 +14,7 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
-from ray_sr.evaluation import CheckRow, evaluate, self_check
+from ray_sr.evaluation import COLUMNS, CheckRow, evaluate, self_check
 from ray_sr.features import load_feature_network, vgg19_feature_distance
 from ray_sr.metrics import sharpness
 from ray_sr.model_store import Model, load_model
@@ -93,6 +93,15 @@ class TestFigures:
         assert gray.figures["psnr_y"] == gray.figures["psnr_rgb"]
         assert gray.baseline["ssim_y"] == gray.baseline["ssim_rgb"]
 
+    def test_sharpness_is_compared_with_hr_at_every_scale(self, hr: Path) -> None:
+        found = next(
+            image for image in evaluate(load_model("bicubic", scale=4), hr).images if "coffee" in image.name
+        )
+        pixels = crop("coffee")
+        blurred = upscale_array(downscale_array(pixels, 4), 4)
+        assert found.baseline["sharpness_ratio"] == pytest.approx(sharpness(blurred) / sharpness(pixels))
+        assert found.figures["sharpness_ratio"] == pytest.approx(found.baseline["sharpness_ratio"], rel=0.02)
+
     def test_mean_is_that_of_the_photos(self, hr: Path) -> None:
         found = evaluate(untrained(), hr)
         for name in ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"):
@@ -141,12 +150,23 @@ class TestDeblurring:
         assert found.mean["sharpness_ratio"] == pytest.approx(after / before)
         assert found.mean["sharpness_ratio"] < 1
 
+    def test_the_table_ends_with_system_es_line(self, tmp_path: Path) -> None:
+        sharp = crop("coffee")
+        blurred = upscale_array(downscale_array(sharp, 2), 2)
+        save(tmp_path / "hr" / "a.png", sharp)
+        save(tmp_path / "lr" / "a.png", blurred)
+        before, after = sharpness(sharp), sharpness(blurred)
+        share = f"{after:.1f} ({after / before:.1%})"
+        line = f"mean sharpness: input {share}, model {share} of HR's {before:.1f}"
+        assert evaluate(unchanged(), tmp_path / "hr", tmp_path / "lr").table().splitlines()[-1] == line
+
     def test_equal_photos_are_infinite_in_the_table_and_null_in_json(self, tmp_path: Path) -> None:
         for side in ("hr", "lr"):
             save(tmp_path / side / "a.png", crop("coffee"))
         found = evaluate(unchanged(), tmp_path / "hr", tmp_path / "lr")
         assert math.isinf(found.mean["psnr_y"])
-        assert found.table().splitlines()[-1].split()[:2] == ["mean", "inf"]
+        mean = next(line for line in found.table().splitlines() if line.startswith("mean "))
+        assert mean.split()[1:3] == ["inf", "inf"]
         report = json.loads(json.dumps(found.to_json(), allow_nan=False))
         assert report["mean"]["psnr_y"] is None
         assert report["mean"]["ssim_y"] == 1.0
@@ -269,14 +289,29 @@ class TestShown:
         assert "border 4 px" in lines[1]
         heading = next(line for line in lines if line.startswith("photo"))
         assert heading.split()[1:5] == ["PSNR-Y", "bicubic", "SSIM-Y", "bicubic"]
-        table = lines[lines.index(heading) :]
+        table = lines[lines.index(heading) : lines.index("", lines.index(heading))]
         assert len({len(line) for line in table}) == 1
         assert table[-1].startswith("mean")
+
+    @pytest.mark.parametrize("name", ["short.png", "a photo whose name takes fifty columns or more.png"])
+    def test_no_line_is_wider_than_100_columns_and_no_figure_is_lost(self, tmp_path: Path, name: str) -> None:
+        save(tmp_path / "hr" / name, crop("coffee"))
+        found = evaluate(untrained(), tmp_path / "hr", features=load_feature_network("random", ["conv3_4"]))
+        table = found.table()
+        assert max(map(len, table.splitlines())) <= 100
+        assert all(COLUMNS[column].label in table for column in found.columns)
+        rows = [line.removeprefix(name).split() for line in table.splitlines() if line.startswith(name)]
+        shown = [cell for row in rows for cell in row]
+        figures = [(found.images[0].figures[key], found.images[0].baseline[key]) for key in found.columns]
+        assert len(shown) == 2 * len(found.columns)
+        assert [float(cell) for cell in shown] == pytest.approx(
+            [value for pair in figures for value in pair], abs=0.06
+        )
 
     def test_json_has_the_documented_shape(self, hr: Path) -> None:
         (hr / "bad.png").write_bytes(b"nothing")
         report = json.loads(json.dumps(evaluate(untrained(), hr).to_json(), allow_nan=False))
-        names = {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
+        names = {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "sharpness", "sharpness_hr", "sharpness_ratio"}
         assert set(report["mean"]) == set(report["bicubic"]) == names
         assert {*report["images"][0]} == names | {"name", "bicubic"}
         assert set(report["images"][0]["bicubic"]) == names
@@ -368,10 +403,3 @@ class TestSelfCheck:
     def test_a_folder_without_the_sets(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="Set5"):
             self_check(tmp_path)
-
-
-def test_a_public_peer_gets_its_published_psnr() -> None:
-    peers, sets = shared_folder("data/peers"), shared_folder("data/benchmarks")
-    model = load_model(f"{peers / 'networks.py'}:imdn:4")
-    found = evaluate(model, sets / "Set5" / "HR", sets / "Set5" / "LRbicx4")
-    assert found.mean["psnr_y"] == pytest.approx(32.210, abs=0.01)

@@ -136,6 +136,7 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     return ScalingConfig(
         num_workers=training.workers,
         use_gpu=use_gpu,
+        placement_strategy=training.placement.upper(),
         resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
     )
 

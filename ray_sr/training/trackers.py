@@ -124,8 +124,4 @@ _KINDS: dict[str, Callable[[Recipe, Path], Tracker]] = {
     "wandb": _WandB,
     "mlflow": _MLflow,
 }
-    "tensorboard": _TensorBoard,
-    "wandb": _WandB,
-    "mlflow": _MLflow,
-}
 _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}

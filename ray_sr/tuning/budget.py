@@ -69,8 +69,8 @@ def check_budget(space: Space, recipe: Recipe) -> None:
     needed = ray.get(probe.remote(cheapest.dump())) * cheapest.total_steps
     if needed > seconds:
         raise RecipeError(
-            f"a budget of {seconds:.0f} s is not enough for one trial: {cheapest.total_steps} steps of the smallest "
-            f"network take {needed:.0f} s in the generator alone; raise the time or lower the steps"
+            f"a budget of {seconds:.0f} s is not enough for one trial: {cheapest.total_steps} steps of the "
+            f"smallest network take {needed:.0f} s in the generator alone; raise the time or lower the steps"
         )
 
 

@@ -7,7 +7,6 @@ the trials, but its scheduler has forgotten what they were compared by.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from ray_sr.errors import InputError, ResourceError
+from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_networks import Section
 from ray_sr.recipe_reader import load_recipe, recipe_yaml
@@ -144,9 +144,7 @@ class SweepFolder:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.replace(path)
+    write_bytes(path, json.dumps(data, indent=1, ensure_ascii=False).encode())
 
 
 def _read_card(path: Path, parse: Callable[[str], Card]) -> Card:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -48,11 +49,21 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _mappable(results: Results) -> ScalarMappable:
-    """Colours by objective: the higher, the darker."""
+def _scale_of_colours(results: Results) -> Normalize:
     values = _objectives(results)
     low, high = min(values), max(values)
-    return ScalarMappable(Normalize(low, high if high > low else low + 1e-9), COLOURS)
+    return Normalize(low, high if high > low else low + 1e-9)
+
+
+def _colours(results: Results) -> Callable[[Outcome], Any]:
+    """Colours by objective: the higher, the darker; the best one has its own."""
+    norm, colours = _scale_of_colours(results), colormaps[COLOURS]
+
+    def colour(outcome: Outcome) -> Any:
+        is_best = results.best is not None and outcome.number == results.best.number
+        return BEST if is_best else colours(float(norm(outcome.objective or 0.0)))
+
+    return colour
 
 
 def _objectives(results: Results) -> list[float]:
@@ -61,12 +72,12 @@ def _objectives(results: Results) -> list[float]:
 
 def _look(results: Results) -> Callable[[Outcome], dict[str, Any]]:
     """Colour, width and order of a trial's line: the best one stands out."""
-    mappable = _mappable(results)
+    colour = _colours(results)
 
     def look(outcome: Outcome) -> dict[str, Any]:
         if results.best and outcome.number == results.best.number:
             return {"color": BEST, "linewidth": 2.8, "zorder": 4}
-        return {"color": mappable.to_rgba(outcome.objective or 0.0), "linewidth": 1.4, "zorder": 3}
+        return {"color": colour(outcome), "linewidth": 1.4, "zorder": 3}
 
     return look
 
@@ -151,20 +162,22 @@ def _parallel(results: Results) -> Figure:
     figure, axes = _figure(max(7.0, 1.9 * len(scales)), 5)
     look = _look(results)
     for outcome in reversed(results.ranked):
-        figures = [*(outcome.values[name] for name in names), outcome.parameters, outcome.steps_per_s]
+        figures: list[Any] = [outcome.values[name] for name in names]
+        figures += [outcome.parameters, outcome.steps_per_s, outcome.objective]
         points = [
             (x, scale.place(value))
-            for x, (scale, value) in enumerate(zip(scales, [*figures, outcome.objective], strict=True))
+            for x, (scale, value) in enumerate(zip(scales, figures, strict=True))
             if value is not None
         ]
-        axes.plot(*zip(*points, strict=True), alpha=0.95, solid_joinstyle="round", **look(outcome))
+        axes.plot([x for x, _ in points], [y for _, y in points], solid_joinstyle="round", **look(outcome))
     for x, scale in enumerate(scales):
         _draw_scale(axes, x, scale)
     axes.set_xlim(-0.25, len(scales) - 0.55)
     axes.set_axis_off()
     best = f", trial {results.best.number} (the best) in orange" if results.best else ""
     axes.set_title(f"Trials and what they reached{best}", fontsize=10, pad=26)
-    figure.colorbar(_mappable(results), ax=axes, label=scales[-1].title, fraction=0.025, pad=0.01)
+    mappable = ScalarMappable(_scale_of_colours(results), COLOURS)
+    figure.colorbar(mappable, ax=axes, label=scales[-1].title, fraction=0.025, pad=0.01)
     return figure
 
 
@@ -212,14 +225,13 @@ def _pareto(results: Results) -> Figure:
     """PSNR against parameters, the discs as large as the speed; the front is joined by a line."""
     figure, axes = _figure(7.5, 5)
     fastest = max((o.steps_per_s or 0.0 for o in results.ranked), default=0.0) or 1.0
-    mappable = _mappable(results)
+    colour = _colours(results)
     for outcome in results.ranked:
-        best = results.best is not None and outcome.number == results.best.number
         axes.scatter(
             outcome.parameters,
-            outcome.objective,
+            outcome.objective or 0.0,
             s=40 + 260 * (outcome.steps_per_s or 0.0) / fastest,
-            color=BEST if best else mappable.to_rgba(outcome.objective or 0.0),
+            color=colour(outcome),
             edgecolor=DARK if outcome.on_front else "none",
             linewidth=1.6,
             alpha=0.85,

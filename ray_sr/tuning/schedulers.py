@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ray import tune
@@ -42,7 +42,7 @@ class FileASHA(ASHAScheduler):
         self._sweep = sweep
         for number, course in past.items():
             for step, objective in course:
-                self._brackets[0].on_result(_Ended(f"trial {number}"), step, objective)
+                self._brackets[0].on_result(cast(Any, _Ended(f"trial {number}")), step, objective)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)

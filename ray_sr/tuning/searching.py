@@ -46,7 +46,7 @@ class ListSearch(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if self._sweep.stop_file.exists() or not self._waiting:
             return Searcher.FINISHED
         return trial_config(self._sweep, self._waiting.pop(0))
@@ -77,7 +77,7 @@ class OptunaTrials(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict, **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if self._sweep.stop_file.exists() or not self._numbers:
             return Searcher.FINISHED
         proposed = self._inner.suggest(trial_id)

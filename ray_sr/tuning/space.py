@@ -332,6 +332,6 @@ def _explain(error: ErrorDetails, source: _Source) -> str:
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:
-    sections = {"scheduler": SchedulerSpec, "objective": Objective, "budget": Budget}
+    sections: dict[str, type[Section]] = {"scheduler": SchedulerSpec, "objective": Objective, "budget": Budget}
     model = sections.get(str(location[0]), Space) if location else Space
     return list(model.model_fields)

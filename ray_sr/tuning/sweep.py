@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -41,7 +42,7 @@ from ray_sr.tuning.results import (
 )
 from ray_sr.tuning.schedulers import make_scheduler
 from ray_sr.tuning.searching import Known, ListSearch, OptunaTrials, Planned, trial_config
-from ray_sr.tuning.space import Budget, Space
+from ray_sr.tuning.space import Budget, Space, Values
 from ray_sr.tuning.trial import TrialRun
 
 _SETTINGS = {
@@ -212,7 +213,7 @@ def _search(
         return None, {
             **trial_config(sweep, left[0]),
             "trial": tune.grid_search(list(values)),
-            "values": tune.sample_from(lambda spec: values[spec.config["trial"]]),
+            "values": tune.sample_from(_ValuesOf(values)),
         }
     if space.searcher == "optuna":
         reached = {o.number: o.objective for o in read_results(sweep).outcomes}
@@ -221,6 +222,16 @@ def _search(
         new = [trial.number for trial in left if not trial.values]
         return OptunaTrials(sweep, space, begun, known, new), {}
     return ListSearch(sweep, left), {}
+
+
+@dataclass(frozen=True)
+class _ValuesOf:
+    """Looks up the values of the trial whose number the grid gave."""
+
+    values: dict[int, Values]
+
+    def __call__(self, spec: Any) -> Values:
+        return self.values[spec.config["trial"]]
 
 
 def _trial_id(trial: Any) -> str:

@@ -58,12 +58,11 @@ class TrialRun(tune.Trainable):
                 self._training.stop.set()
         return self._report(record)
 
-    def save_checkpoint(self, checkpoint_dir: str) -> str:
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For PBT, which hands the state of one trial to another. Training rests meanwhile."""
         self._rest()
         _copy_state(self._trial.path, Path(checkpoint_dir))
         (Path(checkpoint_dir) / ORIGIN).write_text(json.dumps(self._trial.number), encoding="utf-8")
-        return checkpoint_dir
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Go on from another trial's state; one's own lies in the run folder already."""

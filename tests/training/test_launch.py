@@ -25,6 +25,8 @@ from ray_sr.training.runs import Run
 from ray_sr.training.state import STATE_FILE
 from tests.photos import write_real_photos
 
+ROOT = Path(__file__).parents[2]
+
 RECIPE = """
 name: tiny
 scale: 2
@@ -243,3 +245,18 @@ def test_ctrl_c_saves_a_checkpoint_first(shards: str, tmp_path: Path) -> None:
     assert checkpoint is not None
     last = [json.loads(line) for line in run.journal.read_text().splitlines()][-1]
     assert final_state(run)["step"] == last["step"]
+
+
+def test_a_lost_node_is_survived(shards: str, tmp_path: Path) -> None:
+    """Two raylets, one worker on each; one is removed in the middle: the run ends with the right step count."""
+    environment = {**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "tests.training.lose_a_node", shards, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["lost_at"]
+    assert result["ended_at"] == 60
+    assert len(result["starts"]) >= 2
+    assert result["starts"][-1] % 10 == 0
+    assert result["steps"] == list(range(5, 61, 5))
