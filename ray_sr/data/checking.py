@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ray_sr.data.manifest import Manifest, read_manifest, read_photos
+from ray_sr.data.shards import damage_of
 from ray_sr.data.sources import find_photos
 from ray_sr.degradations.preview import contact_sheet
 from ray_sr.images import Photo, read_photo, rgb8, write_photo
 from ray_sr.recipe import Recipe
-from ray_sr.storage import first_line, open_filesystem, read_file
 
 PREVIEW_PHOTOS = 6
 
 
 def damaged_shards(shards: str, manifest: Manifest) -> dict[str, str]:
     """File name -> reason, for every shard whose bytes are not those that the manifest names."""
-    filesystem, folder = open_filesystem(shards)
-    damage: dict[str, str] = {}
-    for shard in manifest.shards:
-        try:
-            data = read_file(filesystem, f"{folder}/{shard.file}")
-        except OSError as error:
-            damage[shard.file] = f"cannot be read: {first_line(error)}"
-            continue
-        if len(data) != shard.bytes:
-            damage[shard.file] = f"{len(data)} bytes, the manifest says {shard.bytes}"
-        elif hashlib.sha256(data).hexdigest() != shard.sha256:
-            damage[shard.file] = "its SHA-256 differs from the manifest's"
-    return damage
+    reasons = {shard.file: damage_of(shards, shard) for shard in manifest.shards}
+    return {file: reason for file, reason in reasons.items() if reason}
 
 
 def describe(shards: str) -> tuple[dict[str, Any], str]:
