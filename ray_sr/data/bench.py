@@ -30,6 +30,7 @@ from ray_sr.errors import InputError
 from ray_sr.images import decode, rgb8
 from ray_sr.recipe import Recipe
 
+BENCH_ROWS = 1 << 15
 MEMORY_SAMPLES_PER_SECOND = 4
 PLACES: tuple[Place, ...] = ("tasks", "worker")
 
@@ -97,11 +98,11 @@ def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
 
 
 def open_batches(stream: BatchStream, threads: int) -> Iterator[Batch]:
-    """The endless batches of a stream as a lone training worker would get them."""
+    """The batches of a stream as a lone training worker would get them."""
     if not stream.by_tasks:
         return made_here(stream, 0, 1, threads)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    return made_by_tasks(stream, batch_dataset(stream, 1 << 20))
+    return made_by_tasks(stream, batch_dataset(stream, BENCH_ROWS))
 
 
 def _rate(batches: Iterable[Any], crops: int, seconds: float) -> float:

@@ -34,23 +34,24 @@ def made_here(stream: BatchStream, first: int, stride: int, threads: int = 1) ->
 
 def made_by_tasks(stream: BatchStream, rows: Any) -> Iterator[Batch]:
     """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process."""
-    source = iter(rows.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
+    # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
+    source = iter(rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
 
-    def take(_: None) -> Batch | None:
+    def take(_: None) -> list[Batch] | None:
         block = next(source, None)
-        return None if block is None else _complete(stream, block)
+        return None if block is None else _completed(stream, block)
 
-    for batch in ahead(take, itertools.repeat(None), 1):
-        if batch is None:
+    for batches in ahead(take, itertools.repeat(None), 1):
+        if batches is None:
             return
-        yield batch
+        yield from batches
 
 
-def _complete(stream: BatchStream, block: dict[str, np.ndarray]) -> Batch:
-    """Blocks of the object store are read-only, so their pixels are copied."""
-    row, hr = int(block["row"][0]), block["hr"][0].copy()
-    lr = block["lr"][0].copy() if "lr" in block else stream.degrade(row, hr)
-    return Batch(row, lr, hr)
+def _completed(stream: BatchStream, block: dict[str, np.ndarray]) -> list[Batch]:
+    """The rows of a block, copied because the object store is read-only."""
+    rows, hr = block["row"].tolist(), block["hr"].copy()
+    lr = block["lr"].copy() if "lr" in block else [stream.degrade(*pair) for pair in zip(rows, hr, strict=True)]
+    return [Batch(*row) for row in zip(rows, lr, hr, strict=True)]
 
 
 def spare_threads(cpus: float) -> int:
