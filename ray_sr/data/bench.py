@@ -94,7 +94,7 @@ def table(figures: dict[str, Any]) -> str:
 def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
     stream = replace(stream, token=f"{stream.token}-{stream.place}")
     crops = stream.visits * stream.plan.crops_per_image
-    return _rate(open_batches(stream, threads), crops, seconds)
+    return rate(open_batches(stream, threads), crops, seconds)
 
 
 def open_batches(stream: BatchStream, threads: int) -> Iterator[Batch]:
@@ -105,7 +105,7 @@ def open_batches(stream: BatchStream, threads: int) -> Iterator[Batch]:
     return made_by_tasks(stream, batch_dataset(stream, BENCH_ROWS))
 
 
-def _rate(batches: Iterable[Any], crops: int, seconds: float) -> float:
+def rate(batches: Iterable[Any], crops: int, seconds: float) -> float:
     """Crops/s of an endless iterator of batches, after as many as are made ahead."""
     batches = iter(batches)
     began = time.perf_counter()
@@ -188,10 +188,10 @@ def whole_photo_rate(shards: str, plan: CropPlan, batch: int, seconds: float, pr
     return loader_rate(WholePhotos(photos, plan), batch, batch, seconds, processes)
 
 
-def loader_rate(dataset: Dataset[Any], batch: int, crops: int, seconds: float, processes: int) -> float:
+def loader_rate(dataset: Dataset[Any], batch: int | None, crops: int, seconds: float, processes: int) -> float:
     """Crops/s of a DataLoader with `processes` processes and `crops` crops in a batch of `batch` items."""
     loader: DataLoader[Any] = DataLoader(dataset, batch, num_workers=processes, prefetch_factor=4)
-    return _rate(loader, crops, seconds)
+    return rate(loader, crops, seconds)
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -65,13 +65,16 @@ def read_photo_bytes(photo: PhotoFile) -> bytes:
 
 
 def _expand(place: str) -> list[PhotoFile]:
-    if not glob.has_magic(place) or Path(place).exists():
+    if "://" in place:
+        pattern = place.partition("?")[0]  # a question mark begins the options of a URI
+        if not glob.has_magic(pattern):
+            return _at(place)
+    elif not glob.has_magic(place) or Path(place).exists():
         return _at(place)
-    if "://" not in place:
+    else:
         return [photo for path in sorted(glob.glob(place, recursive=True)) for photo in _at(path)]
-    scheme, _, path = place.partition("://")
-    folder = path.partition("*")[0].rpartition("/")[0]
-    return [photo for photo in _at(f"{scheme}://{folder}") if fnmatch.fnmatch(photo.uri, place)]
+    folder = pattern.partition("*")[0].rpartition("/")[0] + place[len(pattern) :]
+    return [photo for photo in _at(folder) if fnmatch.fnmatch(photo.uri.partition("?")[0], pattern)]
 
 
 def _at(place: str) -> list[PhotoFile]:

@@ -89,7 +89,11 @@ def test_a_download_goes_on_where_the_connection_broke(breaking: Breaking, tmp_p
     assert heard[-1] == (len(DATA), len(DATA))
     assert [done for done, _ in heard] == sorted(done for done, _ in heard)
     assert (tmp_path / "set" / "a.png").read_bytes() == PHOTO
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".set.zip.done", "a.png", "b.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".set.zip.done",
+        "a.png",
+        "b.png",
+    ]
     assert download_set([archive], tmp_path) == 2
     assert len(breaking.asked) == 3
 
