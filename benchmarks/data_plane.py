@@ -149,7 +149,7 @@ def our_rate(stream: BatchStream, seconds: float, processes: int) -> float:
 
 
 def streams(shards: str) -> dict[str, BatchStream]:
-    found = {}
+    found: dict[str, BatchStream] = {}
     for kind in ("downscale", "second_order"):
         for place in ("tasks", "worker", "auto"):
             recipe = parse_recipe(
@@ -206,7 +206,7 @@ def ratios(measured: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
         ("ours", "memory map", 0.6),
         ("ours, second order", "OpenCV", 1.3),
     ]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for ours, theirs, target in pairs:
         each = [a / b for a, b in zip(measured[ours], measured[theirs], strict=True)]
         found[f"{ours} / {theirs}"] = {"median": statistics.median(each), "each": each, "target": target}

@@ -18,12 +18,12 @@ def degrade_opencv(crop: np.ndarray, scale: int, rng: np.random.Generator) -> np
 
     cv2.setNumThreads(1)
     height, width = crop.shape[0], crop.shape[1]
-    image = crop.astype(np.float32) / 255
-    image = cv2.filter2D(image, -1, _kernel(rng, 3.0), borderType=cv2.BORDER_REFLECT_101)
+    image: np.ndarray = crop.astype(np.float32) / 255
+    image = _convolve(image, _kernel(rng, 3.0))
     image = _resize(image, (height, width), _factor(rng, 0.2, 0.7, 0.15, 1.5), rng)
     image = _jpeg(_noise(image, rng, 30, 3.0), rng)
     if rng.random() < 0.8:
-        image = cv2.filter2D(image, -1, _kernel(rng, 1.5), borderType=cv2.BORDER_REFLECT_101)
+        image = _convolve(image, _kernel(rng, 1.5))
     image = _resize(image, (height // scale, width // scale), _factor(rng, 0.3, 0.4, 0.3, 1.2), rng)
     image = _noise(image, rng, 25, 2.5)
     if rng.random() < 0.5:
@@ -99,13 +99,17 @@ def _jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     pixels = (image.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 96))])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.float32) / 255
 
 
 def _final_sinc(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    import cv2
-
     if rng.random() >= 0.8:
         return image
     kernel = _sinc(rng.uniform(math.pi / 3, math.pi), 2 * int(rng.integers(3, 11)) + 1)
-    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return _convolve(image, kernel)
+
+
+def _convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
