@@ -44,6 +44,12 @@ class Progress:
             self._last_line = now
             print(self._line(now - self._began, note), file=sys.stderr, flush=True)
 
+    def expect(self, total: int) -> None:
+        """Change the total, where it becomes known on the way."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def advance(self, note: str = "") -> None:
         self.update(self.count + 1, note)
 

@@ -140,7 +140,7 @@ def download(name: str, output: str | None, keep: bool, as_json: bool) -> None:
     with Progress(name, 1, "MiB", quiet=as_json) as progress:
 
         def hear(done: int, total: int) -> None:
-            progress.total = max(1, total >> 20)
+            progress.expect(max(1, total >> 20))
             progress.update(done >> 20)
 
         count = download_set(photos.archives, folder, keep=keep, progress=hear)
