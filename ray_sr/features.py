@@ -128,12 +128,13 @@ class FeatureNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, rgb: Tensor) -> dict[str, Tensor]:
-        """Feature maps by layer name of float32 RGB N×3×H×W in [0, 1].
+        """Feature maps by layer name of float32 RGB N×3×H×W in [0, 1], computed in the weights' dtype.
 
         Every pooling halves the sides: conv5 layers need at least 16 pixels.
         """
         maps = {}
-        values = (rgb - self.mean) / self.std
+        dtype = next(self.features.parameters()).dtype
+        values = ((rgb - self.mean) / self.std).to(dtype)
         for position, module in enumerate(self.features):
             values = module(values)
             if position in self.taps:

@@ -55,10 +55,12 @@ def build_content_losses(
     features: FeaturesSpec,
     device: torch.device | str = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
+    dtype: torch.dtype | None = None,
 ) -> list[ContentLoss]:
     """The terms in the order of `specs`, on `device`; names are unique ("l1", "perceptual_vgg19", "l1_2").
 
-    Raises the errors of `features.load_feature_network` for perceptual losses.
+    `dtype` is that of autocast, where there is one: feature networks are converted to it once, and not by
+    autocast in every step. Raises the errors of `features.load_feature_network` for perceptual losses.
     """
     names: Counter[str] = Counter()
     terms = []
@@ -68,12 +70,12 @@ def build_content_losses(
         if names[name] > 1:
             name = f"{name}_{names[name]}"
         sharpened = isinstance(spec, PixelLossSpec | PerceptualLossSpec) and spec.target == "sharpened"
-        term = ContentLoss(name, spec.weight, _distance(spec, features), sharpened)
+        term = ContentLoss(name, spec.weight, _distance(spec, features, dtype), sharpened)
         terms.append(term.to(device).to(memory_format=memory_format))
     return terms
 
 
-def _distance(spec: LossSpec, features: FeaturesSpec) -> Distance:
+def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None) -> Distance:
     match spec:
         case PixelLossSpec(kind="l1"):
             return F.l1_loss
@@ -90,6 +92,7 @@ def _distance(spec: LossSpec, features: FeaturesSpec) -> Distance:
                 normalise=spec.normalise,
                 signed=spec.signed,
             )
+            network.features.to(dtype)
             distance = F.mse_loss if spec.distance == "mse" else F.l1_loss
             return PerceptualDistance(network, spec.layers, distance)
         case ColourLossSpec(kind="mean_colour"):

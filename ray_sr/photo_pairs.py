@@ -64,8 +64,13 @@ def find_pairs(
     photos = find_photos([os.fspath(hr_folder)])
     if lr_folder is None:
         return [PairFiles(photo) for photo in photos], []
+    return match_pairs(photos, os.fspath(lr_folder), scale)
+
+
+def match_pairs(photos: Sequence[PhotoFile], lr_folder: str, scale: int) -> tuple[list[PairFiles], list[LeftOut]]:
+    """As `find_pairs`, for HR photos that were found already."""
     found, left_out = [], []
-    match = _Matcher(photos, find_photos([os.fspath(lr_folder)]), scale)
+    match = _Matcher(photos, find_photos([lr_folder]), scale)
     for photo in photos:
         candidates = match.candidates(photo)
         if len(candidates) == 1:
@@ -87,7 +92,7 @@ def read_pair(files: PairFiles, scale: int) -> Pair:
     pixels = _pixels(hr, gray)
     if lr is not None:
         given = _pixels(lr, gray)
-        return Pair(_cropped_to(pixels, given, scale), given)
+        return Pair(cropped_to(pixels, given, scale), given)
     if min(pixels.shape[:2]) < scale:
         raise InputError(f"{hr.width}x{hr.height} is too small to be shrunk {scale} times")
     cropped = np.ascontiguousarray(mod_crop(pixels, scale))
@@ -154,7 +159,8 @@ def _pixels(photo: Photo, gray: bool) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., 0]) if gray else pixels
 
 
-def _cropped_to(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
+def cropped_to(hr: np.ndarray, lr: np.ndarray, scale: int) -> np.ndarray:
+    """HR cropped at its lower right to `scale` times LR; InputError where more than 11 px would be cut."""
     height, width = (side * scale for side in lr.shape[:2])
     cut = hr.shape[0] - height, hr.shape[1] - width
     if min(cut) < 0 or max(cut) >= (_MOST_CUT if scale > 1 else 1):

@@ -52,6 +52,12 @@ class Progress:
             self._bar.initial = self._bar.n = count
             self._bar.unpause()
 
+    def expect(self, total: int) -> None:
+        """Change the total, where it becomes known on the way."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def advance(self, note: str = "") -> None:
         self.update(self.count + 1, note)
 

@@ -277,6 +277,14 @@ class DataSpec(Section):
         "auto",
         description="keep decoded sub-images in memory, or decode them anew; auto: memory if they fit",
     )
+    degrade_in: Literal["auto", "tasks", "worker"] = Field(
+        "auto",
+        description="where crops are made: in Ray Data tasks on any CPU, or in a thread of the training worker; "
+        "auto: what is measured to be faster",
+    )
+    damaged: Literal["stop", "skip"] = Field(
+        "stop", description="a damaged shard stops training, or is left out (all shards are checked first)"
+    )
 
 
 class OptimizerSpec(Section):

@@ -1,4 +1,4 @@
-"""Files on any filesystem that pyarrow opens (a folder, s3://, gs://, hdfs://), written whole or not."""
+"""Files on any filesystem that pyarrow or fsspec opens (a folder, s3://, gs://, https://), written whole or not."""
 
 from __future__ import annotations
 
@@ -12,16 +12,48 @@ from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError, ResourceError
 
+_ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock")
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile in ~/.aws, or a role of this machine",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "gcs": "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, or `az login`",
+    "abfss": "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, or `az login`",
+    "hf": "HF_TOKEN, or `hf auth login`",
+    "http": "user:password@ in the address",
+    "https": "user:password@ in the address",
+}
+_REFUSED = re.compile(r"ACCESS_DENIED|Forbidden|Unauthorized|40[13]|credential|permission|Anonymous", re.IGNORECASE)
+
 
 def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The filesystem of a URI or local path, and the path inside it; InputError for unknown schemes."""
     text = os.fspath(uri)
     try:
         if "://" in text:
-            return pafs.FileSystem.from_uri(text)
+            return _of_uri(text)
         return pafs.LocalFileSystem(), str(Path(text).expanduser().absolute())
-    except (pa.ArrowException, ValueError, OSError) as error:
+    except (pa.ArrowException, ValueError, OSError, ImportError) as error:
         raise InputError(f"{text}: cannot open this storage: {first_line(error)}") from None
+
+
+def _of_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """What pyarrow opens itself, else what fsspec does (http, https, hf, abfs and more)."""
+    scheme = uri.partition("://")[0].lower()
+    if scheme in _ARROW_SCHEMES:
+        return pafs.FileSystem.from_uri(uri)
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(uri)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def access_error(place: str, error: BaseException) -> str:
+    """One line for a place that cannot be read; where access is refused, it names the credentials."""
+    scheme = place.partition("://")[0].lower()
+    if scheme in _CREDENTIALS and _REFUSED.search(str(error)):
+        return f"{place}: access refused: this needs credentials: {_CREDENTIALS[scheme]} ({first_line(error)})"
+    return f"{place}: cannot read: {first_line(error)}"
 
 
 def exists(filesystem: pafs.FileSystem, path: str) -> bool:

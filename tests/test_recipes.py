@@ -55,9 +55,10 @@ every_recipe = pytest.mark.parametrize("name", recipe_names())
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _two_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """The networks here are so small that threads would only wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -122,9 +123,13 @@ def test_every_recipe_but_the_demo_is_counted() -> None:
 # ----------------------------------------------------------------------------------------------- data
 
 
+@functools.cache
+def photos() -> list[np.ndarray]:
+    return list(real_photos().values())
+
+
 def visits(count: int, epoch: int) -> list[Visit]:
-    photos = list(real_photos().values())
-    return [Visit(photos[number % len(photos)], number, epoch) for number in range(count)]
+    return [Visit(photos()[number % len(photos())], number, epoch) for number in range(count)]
 
 
 @every_recipe
@@ -184,8 +189,8 @@ def small(name: str, vgg_files: dict[str, Path]) -> Recipe:
     return load_recipe(name, overrides)
 
 
-def batch(recipe: Recipe, epoch: int) -> tuple[Tensor, Tensor]:
-    lr, hr = make_crops(visits(recipe.data.batch, epoch), CropPlan.of(recipe))
+def batch(recipe: Recipe, epoch: int, count: int = 4) -> tuple[Tensor, Tensor]:
+    lr, hr = make_crops(visits(count, epoch), CropPlan.of(recipe))
     return CPU.to_input(lr), CPU.to_input(hr)
 
 
@@ -219,9 +224,9 @@ def run_step(state: TrainState, step: PretrainStep | GanStep) -> Losses:
 
 @torch.no_grad()
 def content(generator: nn.Module, recipe: Recipe, losses: Sequence[ContentLoss]) -> float:
-    """The content loss on a batch that training does not see; the generator stays as it is."""
+    """The content loss on crops that training does not see; the generator stays as it is."""
     torch.manual_seed(0)
-    lr, hr = batch(recipe, epoch=10**6)
+    lr, hr = batch(recipe, epoch=10**6, count=16)
     sr = copy.deepcopy(generator)(lr)
     return sum(loss.weight * float(loss(sr, hr)) for loss in losses)
 
@@ -296,7 +301,6 @@ def test_the_checkpoint_upscales_and_is_evaluated(finished: Finished, tmp_path: 
         Image.fromarray(pixels).save(tmp_path / name / "chelsea.png")
     found = evaluate(model, tmp_path / "hr", tmp_path / "lr", device="cpu")
     assert 5 < found.mean["psnr_y"] < 60
-    assert ("sharpness_ratio" in found.mean) == (state.recipe.scale == 1)
 
 
 # ------------------------------------------------------------------------------------------ gradients
@@ -388,10 +392,3 @@ def test_what_does_not_fit_together_is_refused_when_it_is_read(
         load_recipe(name, overrides)
     assert expected in str(caught.value)
 
-
-@functools.cache
-def comment(name: str) -> str:
-    from importlib import resources
-
-    lines = (resources.files("ray_sr") / "recipes" / f"{name}.yaml").read_text("utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("#"))

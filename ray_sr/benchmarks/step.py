@@ -83,7 +83,9 @@ def _step_of(state: TrainState) -> PretrainStep | GanStep:
     stage = recipe.pretrain or recipe.gan
     assert stage
     assert state.generator_optimizer
-    losses = build_content_losses(stage.losses, recipe.features, compute.device, compute.memory_format)
+    losses = build_content_losses(
+        stage.losses, recipe.features, compute.device, compute.memory_format, compute.autocast_dtype
+    )
     if recipe.gan is None:
         return PretrainStep(state.generator, state.generator_optimizer, losses, compute)
     assert state.discriminator

@@ -25,10 +25,15 @@ def data() -> None:
 @click.option("--validation", default=0.05, show_default=True, type=click.FloatRange(0, 0.5),
               help="Share of the photos held out for validation.")  # fmt: skip
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
+@click.option("--inputs", metavar="FOLDER", help="Input photos of the same names, for degradation `pairs`.")
+@click.option("--scale", default=1, show_default=True, help="Photo side / input photo side, with --inputs.")
+@click.option("--drop-flat", is_flag=False, flag_value=1.0, default=0.0, metavar="[LEVELS]",
+              help="Drop sub-images whose neighbouring pixels differ by less on average (1.0).")  # fmt: skip
+@click.option("--drop-duplicates", is_flag=True, help="Train on sub-images of equal pixels once only.")
 @json_option
 def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: tuple[str, ...], as_json: bool,
-            **cutting: Any) -> None:  # fmt: skip
-    """Cut PHOTOS (folders, globs, files, URIs) into Parquet shards.
+            inputs: str | None, scale: int, **cutting: Any) -> None:  # fmt: skip
+    """Cut PHOTOS (folders, globs, files, URIs, Parquet data sets) into Parquet shards.
 
     Photos that cannot be read or are too small are named and left out; the exit code is then 3.
     Run again after a break, it makes only the shards that are missing.
@@ -40,10 +45,11 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
     from ray_sr.progress import Progress
 
     try:
-        how = Cutting(**cutting)
+        how = Cutting(**cutting, input_scale=scale if inputs else 0)
     except ValidationError as error:
         first = error.errors()[0]
-        raise click.UsageError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
+        option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        raise click.UsageError(option + first["msg"].removeprefix("Value error, ")) from None
     found = find_photos(photos)
     note(f"{len(found)} photos, {sum(photo.size for photo in found) / 2**20:.0f} MiB")
     connect_ray()
@@ -56,7 +62,9 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
                 progress.say(f"left out: {record['name']}: {record['reason']}")
             progress.advance()
 
-        made = make_shards(found, output, cutting=how, validation=validation, hold_out=hold_out, progress=count)
+        made = make_shards(
+            found, output, cutting=how, validation=validation, hold_out=hold_out, inputs=inputs, progress=count
+        )
     manifest = made.manifest
     size = sum(shard.bytes for shard in manifest.shards)
     summary = {
@@ -64,6 +72,8 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
         "photos": manifest.photos,
         "left_out": [{"name": photo["name"], "reason": photo["reason"]} for photo in made.left_out],
         "sub_images": manifest.rows("train"),
+        "flat": sum(photo["flat"] for photo in made.photos),
+        "duplicates": manifest.duplicates,
         "bytes": size,
     }
     show(
@@ -100,13 +110,41 @@ def check(shards: str, as_json: bool) -> None:
 
 @data.command()
 @click.argument("shards")
+@click.option("--sheet", metavar="PNG", help="Write a contact sheet of sub-images of different photos here.")
 @json_option
-def info(shards: str, as_json: bool) -> None:
-    """Counts, sizes and split of a shard set."""
-    from ray_sr.data.checking import describe
+def info(shards: str, sheet: str | None, as_json: bool) -> None:
+    """Counts, split and histogram of resolutions of a shard set."""
+    from ray_sr.data.checking import describe, sub_image_sheet
 
     facts, text = describe(shards)
+    if sheet:
+        sub_image_sheet(shards, sheet)
+        facts["sheet"], text = sheet, f"{text}\nsheet       {sheet}"
     show(facts, text, as_json)
+
+
+@data.command()
+@click.argument("name", type=click.Choice(["div2k", "flickr2k", "gopro"]))
+@click.option("-o", "--output", metavar="FOLDER", help="Where to unpack it (default: photos/NAME).")
+@click.option("--keep", is_flag=True, help="Keep the archives.")
+@json_option
+def download(name: str, output: str | None, keep: bool, as_json: bool) -> None:
+    """Fetch a public set of photographs. Run again after a break, it goes on where it stopped."""
+    from pathlib import Path
+
+    from ray_sr.data.download import SETS, download_set
+    from ray_sr.progress import Progress
+
+    photos, folder = SETS[name], Path(output or f"photos/{name}")
+    note(f"{name}: {len(photos.archives)} archive(s) to {folder}; terms: {photos.terms}")
+    with Progress(name, 1, "MiB", quiet=as_json) as progress:
+
+        def hear(done: int, total: int) -> None:
+            progress.expect(max(1, total >> 20))
+            progress.update(done >> 20)
+
+        count = download_set(photos.archives, folder, keep=keep, progress=hear)
+    show({"folder": str(folder), "files": count}, f"{folder}: {count} files", as_json)
 
 
 @data.command()
@@ -121,3 +159,31 @@ def preview(recipe_name: str, overrides: tuple[str, ...], photos: tuple[str, ...
 
     preview_sheet(load_recipe(recipe_name, overrides), photos, output)
     click.echo(output)
+
+
+@data.command()
+@recipe_option()
+@overrides_argument
+@click.option("--data", "shards", metavar="SHARDS", help="Shard set (default: data.shards of the recipe).")
+@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Time for each figure.")
+@click.option("--processes", type=click.IntRange(1), help="Cores to use (default: all of this machine).")
+@json_option
+def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seconds: float, processes: int | None,
+          as_json: bool) -> None:  # fmt: skip
+    """Measure the data plane alone: crops/s of a recipe's stream and of its parts, and memory.
+
+    For comparison, a torch DataLoader that decodes a whole photograph for each crop, as most trainers do.
+    """
+    import os
+
+    from ray_sr.recipe_reader import load_recipe
+
+    recipe = load_recipe(recipe_name, overrides)
+    place = shards or recipe.data.shards
+    if place is None:
+        raise click.UsageError("no data: give --data SHARDS, or data.shards in the recipe")
+    connect_ray()
+    from ray_sr.data.bench import measure, table
+
+    figures = measure(recipe, place, seconds, processes or len(os.sched_getaffinity(0)))
+    show(figures, table(figures), as_json)

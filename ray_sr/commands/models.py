@@ -124,7 +124,7 @@ def import_file(
 
     The network follows from the weights' names and shapes. These do not tell an activation without weights or
     values in [-1, 1] inside: name the network by a recipe then, such as -c compact-x4
-    network.generator.activation=leakyrelu.
+    generator.activation=leakyrelu.
 
     Weights are read without running code from the file; any pickle that would is refused.
     """
@@ -132,13 +132,14 @@ def import_file(
         raise click.UsageError(f"{overrides[0]}: give the recipe that it changes too (-c RECIPE)")
     from ray_sr.model_card import Provenance
     from ray_sr.model_store import Store
-    from ray_sr.models.weights import load_weights
+    from ray_sr.models.weights import generator_from_state, load_weights
     from ray_sr.recipe_reader import load_recipe
 
     network, state = load_weights(file, load_recipe(recipe, overrides).network if recipe else None)
+    generator = generator_from_state(network, state, file)
     place = Store(store)
     name = name or Path(file).stem
-    version = place.publish(name, state, network, provenance=Provenance(source=file), promote=promote)
+    version = place.publish(name, generator, network, provenance=Provenance(source=file), promote=promote)
     result = {"model": f"{name}@{version}", "network": network.model_dump(mode="json"), "store": place.root}
     show(result, f"{name}@{version} published in {place.root}: {network.generator.kind} x{network.scale}", as_json)
 

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ray_sr.data.manifest import Manifest, read_manifest, read_photos
+from ray_sr.data.pixels import StoredPixels, read_index
+from ray_sr.data.shards import damage_of
 from ray_sr.data.sources import find_photos
 from ray_sr.degradations.preview import contact_sheet
 from ray_sr.images import Photo, read_photo, rgb8, write_photo
 from ray_sr.recipe import Recipe
-from ray_sr.storage import first_line, open_filesystem, read_file
 
 PREVIEW_PHOTOS = 6
+SHEET_SIDE, THUMBNAIL = 8, 128
+MEGAPIXELS = (0, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, math.inf)
 
 
 def damaged_shards(shards: str, manifest: Manifest) -> dict[str, str]:
     """File name -> reason, for every shard whose bytes are not those that the manifest names."""
-    filesystem, folder = open_filesystem(shards)
-    damage: dict[str, str] = {}
-    for shard in manifest.shards:
-        try:
-            data = read_file(filesystem, f"{folder}/{shard.file}")
-        except OSError as error:
-            damage[shard.file] = f"cannot be read: {first_line(error)}"
-            continue
-        if len(data) != shard.bytes:
-            damage[shard.file] = f"{len(data)} bytes, the manifest says {shard.bytes}"
-        elif hashlib.sha256(data).hexdigest() != shard.sha256:
-            damage[shard.file] = "its SHA-256 differs from the manifest's"
-    return damage
+    reasons = {shard.file: damage_of(shards, shard) for shard in manifest.shards}
+    return {file: reason for file, reason in reasons.items() if reason}
 
 
 def describe(shards: str) -> tuple[dict[str, Any], str]:
@@ -47,6 +41,10 @@ def describe(shards: str) -> tuple[dict[str, Any], str]:
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "megapixels": sum(shard.pixels for shard in manifest.shards) / 1e6,
+        "duplicates": manifest.duplicates,
+        "flat": sum(int(str(photo["flat"])) for photo in photos),
+        "pairs_at_scale": manifest.cutting.input_scale or None,
+        "resolutions": resolutions(sides),
         "smallest": sides[sides.prod(1).argmin()].tolist(),
         "largest": sides[sides.prod(1).argmax()].tolist(),
         "cutting": manifest.cutting.model_dump(),
@@ -57,12 +55,59 @@ def describe(shards: str) -> tuple[dict[str, Any], str]:
         f"{manifest.left_out} left out",
         f"sizes       {_size(facts['smallest'])} to {_size(facts['largest'])}",
         f"sub-images  {facts['sub_images']} of {manifest.cutting.sub_image} px, step {manifest.cutting.step}",
+        *(
+            [f"dropped     {facts['flat']} near-flat, {facts['duplicates']} duplicate sub-images"]
+            if facts["flat"] or facts["duplicates"]
+            else []
+        ),
+        *(
+            [f"pairs       input photos at 1/{manifest.cutting.input_scale}"]
+            if manifest.cutting.input_scale
+            else []
+        ),
         f"shards      {facts['shards']}, {facts['bytes'] / 2**20:.0f} MiB as {manifest.cutting.encoding}, "
         f"{facts['megapixels']:.0f} Mpx",
         f"digest      {manifest.digest[:16]}",
+        "megapixels  " + "\n            ".join(_bars(facts["resolutions"])),
         *(f"left out    {name}: {reason}" for name, reason in facts["left_out"].items()),
     ]
     return facts, "\n".join(lines)
+
+
+def resolutions(sides: np.ndarray) -> dict[str, int]:
+    """How many photos of N×2 sides there are between each two of `MEGAPIXELS`."""
+    counts, _ = np.histogram(sides.prod(1) / 1e6, bins=MEGAPIXELS)
+    names = [f"{low:g}-{high:g}" for low, high in pairwise(MEGAPIXELS)]
+    names[-1] = f"{MEGAPIXELS[-2]:g}-"
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _bars(counts: dict[str, int]) -> list[str]:
+    """A line for each range from the first to the last that is not empty."""
+    filled = [number for number, count in enumerate(counts.values()) if count]
+    shown = list(counts.items())[filled[0] : filled[-1] + 1]
+    longest = max(counts.values())
+    return [f"{name:>8} {count:>8} {'#' * math.ceil(40 * count / longest)}" for name, count in shown]
+
+
+def sub_image_sheet(shards: str, output: str) -> None:
+    """Write a contact sheet of up to `SHEET_SIDE`² sub-images, of photos spread over the whole set."""
+    index = read_index(shards, "train")
+    numbers = np.linspace(0, len(index) - 1, min(SHEET_SIDE**2, len(index))).round().astype(int)
+    images = StoredPixels(index).fetch(numbers.tolist())
+    thumbnails = [_thumbnail(image.pixels) for image in images]
+    thumbnails += [np.full_like(thumbnails[0], 255)] * (-len(thumbnails) % SHEET_SIDE)
+    rows = [np.concatenate(thumbnails[i : i + SHEET_SIDE], axis=1) for i in range(0, len(thumbnails), SHEET_SIDE)]
+    write_photo(output, Photo(np.concatenate(rows)))
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """uint8 `THUMBNAIL`×`THUMBNAIL`×3 with the whole of it, on white."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL - 4, THUMBNAIL - 4))
+    sheet = Image.new("RGB", (THUMBNAIL, THUMBNAIL), (255, 255, 255))
+    sheet.paste(picture, ((THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2))
+    return np.asarray(sheet)
 
 
 def preview_sheet(recipe: Recipe, places: Sequence[str], output: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ray_sr.errors import InputError
 from ray_sr.recipe_networks import Section
@@ -30,6 +30,18 @@ class Cutting(Section):
     step: int = Field(240, ge=16, description="distance between sub-images in pixels")
     minimum: int = Field(96, ge=8, description="photos with a smaller side are left out")
     encoding: Encoding = Field("webp", description="lossless encoding of the pixels: webp, png, raw (zstd)")
+    drop_flat: float = Field(
+        0.0, ge=0, le=255, description="drop sub-images whose neighbouring pixels differ by less, in grey levels"
+    )
+    drop_duplicates: bool = Field(False, description="train on sub-images of equal pixels once only")
+    input_scale: int = Field(0, ge=0, le=8, description="photo side / input photo side; 0: no input photos")
+
+    @model_validator(mode="after")
+    def _on_input_pixels(self) -> Self:
+        for name in ("sub_image", "step"):
+            if self.input_scale and getattr(self, name) % self.input_scale:
+                raise ValueError(f"{name} {getattr(self, name)} is no multiple of the scale {self.input_scale}")
+        return self
 
 
 class Shard(Section):
@@ -50,6 +62,7 @@ class Manifest(Section):
     cutting: Cutting
     photos: dict[Split, int]
     left_out: int
+    duplicates: int = 0
     shards: list[Shard]
 
     @property
@@ -77,6 +90,7 @@ PHOTO_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("split", pa.string()),
         ("rows", pa.int32()),
+        ("flat", pa.int32()),
         ("reason", pa.string()),
         ("warnings", pa.string()),
     ]

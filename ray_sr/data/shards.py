@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from ray_sr.data.encoding import encode_pixels
+from ray_sr.data.cutting import PHOTO_LIMITS, SHARD_SCHEMA, Record, read_and_cut, stored_bytes
 from ray_sr.data.manifest import Cutting, Manifest, Shard, Split, write_manifest
-from ray_sr.data.sources import PhotoFile
+from ray_sr.data.sources import PhotoFile, read_photo_bytes
 from ray_sr.errors import InputError, ResourceError
-from ray_sr.images import Limits, PhotoError, decode, rgb8
+from ray_sr.images import PhotoError, decode
+from ray_sr.photo_pairs import match_pairs
 from ray_sr.storage import (
     first_line,
     make_folder,
@@ -35,22 +36,11 @@ from ray_sr.storage import (
 )
 
 ROWS_IN_GROUP = 16  # rows of a Parquet row group: what a reader decodes together
-GROUP_BYTES = 32 << 20  # photo files of one shard; sub-images overlap, so shards come out at 64-160 MB
-MINIMUM_GROUP_BYTES = 1 << 20
+SHARD_BYTES = 128 << 20  # what a shard is expected to take; estimates are off by less than a factor of two
+MINIMUM_GROUP_BYTES = 1 << 20  # photo files of one shard, at least, where a small set is shared among tasks
+LEAST_SHARDS = 8
+PROBED_PHOTOS = 16
 OURS = re.compile(r"\.?(train|validation)-\d{5}-[0-9a-f]{12}\.parquet(\..*\.tmp)?$")
-PHOTO_LIMITS = Limits(max_bytes=1 << 30, max_pixels=1 << 29, strict=True)
-
-SHARD_SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("photo", pa.string()),
-        ("top", pa.int32()),
-        ("left", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("image", pa.binary()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -81,17 +71,21 @@ def prepare(
     cutting: Cutting | None = None,
     validation: float = 0.05,
     hold_out: Sequence[str] = (),
-    progress: Callable[[dict[str, Any]], None] = lambda record: None,
+    inputs: str | None = None,
+    progress: Callable[[Record], None] = lambda record: None,
 ) -> Prepared:
     """Cut photos into shards under `output`; Ray must be running.
 
     `validation` is the share of photos held out (at most 100, at least 1 of 2), chosen by the hash of
-    their names; `hold_out` names further ones. `progress` is called with each photo's record.
+    their names; `hold_out` names them instead. `inputs` is a folder with the input photo of each photo, of
+    the same name and 1 / `cutting.input_scale` of its size. `progress` is called with each photo's record.
     Raises InputError where no photo can be used and ResourceError where `output` cannot be written.
     """
     cutting = cutting or Cutting()
     filesystem, folder = open_filesystem(output)
     make_folder(filesystem, folder)
+    if inputs is not None:
+        photos = _with_partners(photos, inputs, cutting.input_scale)
     groups = _groups(photos, _split(photos, validation, hold_out), cutting)
     records: list[dict[str, Any]] = []
     shards: list[Shard] = []
@@ -109,12 +103,29 @@ def prepare(
         cutting=cutting,
         photos={split: sum(r["split"] == split for r in kept) for split in ("train", "validation")},
         left_out=len(records) - len(kept),
+        duplicates=_duplicates(output, shards) if cutting.drop_duplicates else 0,
         shards=sorted(shards, key=lambda shard: shard.file),
     )
     records.sort(key=lambda record: (record["name"], record["source"]))
     write_manifest(filesystem, folder, manifest, records)
     _remove_strays(filesystem, folder, keep={group.shard for group in groups})
     return Prepared(manifest, records)
+
+
+def _with_partners(photos: Sequence[PhotoFile], inputs: str, scale: int) -> list[PhotoFile]:
+    """The photos with their input photos; those that have none will be named in the manifest."""
+    pairs, _ = match_pairs(photos, inputs, scale)
+    partner = {pair.hr.uri: pair.lr for pair in pairs}
+    return [replace(photo, partner=partner.get(photo.uri)) for photo in photos]
+
+
+def _duplicates(output: str, shards: Sequence[Shard]) -> int:
+    """How many sub-images to train on have the pixels of an earlier one."""
+    filesystem, folder = open_filesystem(output)
+    files = [f"{folder}/{shard.file}" for shard in shards if shard.split == "train"]
+    tables = [pq.read_table(file, filesystem=filesystem, columns=["content"]) for file in files]
+    content = pa.concat_tables(tables)["content"].to_numpy()
+    return len(content) - len(np.unique(content))
 
 
 def _split(photos: Sequence[PhotoFile], share: float, hold_out: Sequence[str]) -> set[str]:
@@ -130,17 +141,34 @@ def _split(photos: Sequence[PhotoFile], share: float, hold_out: Sequence[str]) -
 
 def _groups(photos: Sequence[PhotoFile], held_out: set[str], cutting: Cutting) -> list[Group]:
     """Photos packed into shards by file size: the same photos and cutting give the same groups."""
-    total = sum(photo.size for photo in photos)
-    target = min(GROUP_BYTES, max(MINIMUM_GROUP_BYTES, total // 16))
+    target = _group_bytes(photos, cutting)
     groups: list[Group] = []
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         members = [photo for photo in photos if (photo.uri in held_out) == (split == "validation")]
         for index, packed in enumerate(_pack(members, target)):
-            described = json.dumps([cutting.model_dump(), [(photo.uri, photo.size) for photo in packed]])
+            described = json.dumps([cutting.model_dump(), [asdict(photo) for photo in packed]])
             digest = hashlib.sha256(described.encode()).hexdigest()[:12]
             groups.append(Group(f"{split}-{index:05d}-{digest}.parquet", split, tuple(packed)))
     return groups
+
+
+def _group_bytes(photos: Sequence[PhotoFile], cutting: Cutting) -> int:
+    """How many bytes of photo files make a shard of `SHARD_BYTES`, judged by some of them.
+
+    A JPEG grows tenfold, a PNG twofold. Small sets make smaller shards, so that all CPUs have something to do.
+    """
+    stored = files = 0
+    for photo in photos[:: max(1, len(photos) // PROBED_PHOTOS)]:
+        try:
+            found = decode(read_photo_bytes(photo), PHOTO_LIMITS)
+        except (PhotoError, OSError, pa.ArrowException):
+            continue  # it is named when its turn comes
+        stored += stored_bytes(found.height, found.width, cutting)
+        files += photo.size
+    wanted = int(SHARD_BYTES * files / stored) if stored and files else SHARD_BYTES
+    total = sum(photo.size for photo in photos)
+    return min(wanted, max(MINIMUM_GROUP_BYTES, total // LEAST_SHARDS))
 
 
 def _pack(photos: Sequence[PhotoFile], target: int) -> Iterator[list[PhotoFile]]:
@@ -173,13 +201,18 @@ def _write_all(
 def _write_shard_row(row: dict[str, Any], *, output: str, cutting: Cutting) -> dict[str, Any]:
     """The Ray Data task: one group of photos in, one shard on storage and its records out."""
     described = json.loads(row["group"])
-    photos = tuple(PhotoFile(**photo) for photo in described["photos"])
+    photos = tuple(_photo_file(photo) for photo in described["photos"])
     group = Group(described["shard"], described["split"], photos)
     try:
         shard, records = write_shard(group, output, cutting)
     except ResourceError as error:
         return {"shard": "", "photos": "", "error": str(error)}
     return {"shard": shard.model_dump_json(), "photos": json.dumps(records), "error": ""}
+
+
+def _photo_file(fields: dict[str, Any]) -> PhotoFile:
+    partner = fields["partner"]
+    return PhotoFile(**{**fields, "partner": partner and PhotoFile(**partner)})
 
 
 def write_shard(group: Group, output: str, cutting: Cutting) -> tuple[Shard, list[dict[str, Any]]]:
@@ -200,9 +233,11 @@ def write_shard(group: Group, output: str, cutting: Cutting) -> tuple[Shard, lis
 def _write_parquet(filesystem: pafs.FileSystem, path: str, group: Group, cutting: Cutting) -> None:
     records: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
-    with pq.ParquetWriter(path, SHARD_SCHEMA, filesystem=filesystem, compression="none") as writer:
+    with pq.ParquetWriter(
+        path, SHARD_SCHEMA, filesystem=filesystem, compression="none", write_page_checksum=True
+    ) as writer:
         for photo in group.photos:
-            record, rows = _read_and_cut(photo, group.split, cutting)
+            record, rows = read_and_cut(photo, group.split, cutting)
             records.append(record)
             waiting.extend(rows)
             while len(waiting) >= ROWS_IN_GROUP:
@@ -229,67 +264,18 @@ def _describe(filesystem: pafs.FileSystem, path: str, group: Group) -> tuple[Sha
     return shard, json.loads(table.metadata.metadata[b"ray_sr.photos"])
 
 
-def _read_and_cut(photo: PhotoFile, split: Split, cutting: Cutting) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A record of this photo, and its rows: none where it cannot be used."""
-    record: dict[str, Any] = {
-        "source": photo.uri,
-        "name": photo.name,
-        "bytes": photo.size,
-        "sha256": "",
-        "height": 0,
-        "width": 0,
-        "split": split,
-        "rows": 0,
-        "reason": "",
-        "warnings": "",
-    }
+def damage_of(shards: str, shard: Shard) -> str:
+    """What is wrong with a shard whose bytes are not those that the manifest names; empty where nothing is."""
+    filesystem, folder = open_filesystem(shards)
     try:
-        data = read_file(*open_filesystem(photo.uri))
-        record["sha256"] = hashlib.sha256(data).hexdigest()
-        decoded = decode(data, PHOTO_LIMITS)
-    except (PhotoError, OSError) as error:
-        record["reason"] = first_line(error)
-        return record, []
-    pixels = rgb8(decoded)
-    height, width = pixels.shape[:2]
-    record.update(height=height, width=width, warnings=", ".join(decoded.warnings))
-    if min(height, width) < cutting.minimum:
-        record["reason"] = f"too small: {width}x{height}, the smaller side must be {cutting.minimum} or more"
-        return record, []
-    boxes = [(0, 0, height, width)] if split == "validation" else list(sub_images(height, width, cutting))
-    rows = [_row(photo.name, record["sha256"], pixels, box, cutting) for box in boxes]
-    record["rows"] = len(rows)
-    return record, rows
-
-
-def _row(
-    name: str, sha256: str, pixels: np.ndarray, box: tuple[int, int, int, int], cutting: Cutting
-) -> dict[str, Any]:
-    top, left, height, width = box
-    key = hashlib.sha256(f"{sha256} {box}".encode()).digest()
-    cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-    return {
-        "id": int.from_bytes(key[:8], "big", signed=True),
-        "photo": name,
-        "top": top,
-        "left": left,
-        "height": height,
-        "width": width,
-        "image": encode_pixels(cut, cutting.encoding),
-    }
-
-
-def sub_images(height: int, width: int, cutting: Cutting) -> Iterator[tuple[int, int, int, int]]:
-    """(top, left, height, width) of each sub-image; the last ones touch the far edges, so nothing is lost."""
-    for top in _starts(height, cutting):
-        for left in _starts(width, cutting):
-            yield top, left, min(cutting.sub_image, height), min(cutting.sub_image, width)
-
-
-def _starts(side: int, cutting: Cutting) -> list[int]:
-    last = max(side - cutting.sub_image, 0)
-    starts = list(range(0, last + 1, cutting.step))
-    return starts if starts[-1] == last else [*starts, last]
+        data = read_file(filesystem, f"{folder}/{shard.file}")
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read: {first_line(error)}"
+    if len(data) != shard.bytes:
+        return f"{len(data)} bytes, the manifest says {shard.bytes}"
+    if hashlib.sha256(data).hexdigest() != shard.sha256:
+        return "its SHA-256 differs from the manifest's"
+    return ""
 
 
 def _remove_strays(filesystem: pafs.FileSystem, folder: str, keep: set[str]) -> None:

@@ -1,173 +1,48 @@
-"""Shards -> an endless, ordered stream of training batches made by Ray Data tasks.
+"""An endless, ordered stream of training batches, made by Ray Data tasks or in the training worker.
 
-One row of the data set is one worker's batch of one step. Row numbers lead to sub-images through a
-shuffled order for each epoch, so the stream has no seam between epochs and can start at any row.
+A row of the stream is one worker's batch of one step. Row numbers lead to sub-images through a shuffled order
+for each epoch, so the stream has no seam between epochs and can start at any row, and it is the same stream
+wherever its batches are made.
+
+Where that is (`data.degrade_in`): a task of Ray Data can run on any CPU of the cluster and costs some 3 ms a
+batch beyond the crops themselves, for the task and for the way of its pixels through the object store. In
+the worker, a thread cuts and degrades views of the object store while the networks compute. So `auto` takes
+the worker where sub-images are kept in memory on a single node and crops are made, measured on this machine,
+within `WORKER_NANOSECONDS` for each of their pixels; else it takes tasks. Sub-images that are streamed from
+storage are decoded and cut by tasks in either case; `worker` then leaves the degradation to the worker.
 """
 
 from __future__ import annotations
 
 import math
+import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
-from ray_sr.data.crops import CropPlan, Visit, make_crops
-from ray_sr.data.encoding import decode_pixels
-from ray_sr.data.manifest import Encoding, Manifest, Split, read_manifest
-from ray_sr.data.shards import ROWS_IN_GROUP
+from ray_sr.data.ahead import single_threaded
+from ray_sr.data.crops import CropPlan, SubImage, Visit, cut_crops, degrade_crops, make_crops
+from ray_sr.data.pixels import CachedPixels, Index, Pixels, alone, open_pixels, read_index
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.recipe import Recipe
-from ray_sr.storage import first_line, open_filesystem
+
+Place = Literal["tasks", "worker"]
 
 VISITS_PER_TASK = 64  # a Ray Data task costs some 15-20 ms, a visit a few: enough to hide the former
 LARGEST_BLOCK = 32 << 20
 MOST_BLOCKS = 20_000  # what the planner of Ray Data handles without delay
-WINDOW_GROUPS = 4  # row groups that a task mixes when sub-images are streamed from storage
-MEMORY_SHARE = 0.4  # of the object store that decoded sub-images may take
+# What making an HR pixel may cost in a worker's thread. A training step takes longer on every device, so the
+# thread keeps up; bicubic shrinking takes some 10, the second-order degradation 500.
+WORKER_NANOSECONDS = 60.0
+_PROBED_CROPS, _PROBES = 8, 3
 
-
-@dataclass(frozen=True, eq=False)
-class Index:
-    """Where each usable sub-image lies: numbers of shard and row, and its id and size. Arrays of length N."""
-
-    folder: str
-    files: tuple[str, ...]
-    encoding: Encoding
-    shard: np.ndarray
-    row: np.ndarray
-    id: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-
-class Pixels(Protocol):
-    """Gives decoded sub-images by their number in the index, and an order of an epoch that suits it."""
-
-    def fetch(self, numbers: Sequence[int]) -> list[np.ndarray]: ...
-
-    def order(self, seed: int, epoch: int) -> np.ndarray: ...
-
-
-def read_index(shards: str, split: Split, minimum: int = 1) -> Index:
-    """Index of the sub-images of a split with sides of `minimum` or more, read without their pixels."""
-    manifest = read_manifest(shards)
-    files = tuple(shard.file for shard in manifest.of_split(split))
-    filesystem, folder = open_filesystem(shards)
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("shard", "row", "id", "height", "width")}
-    for number, file in enumerate(files):
-        try:
-            table = pq.read_table(f"{folder}/{file}", filesystem=filesystem, columns=["id", "height", "width"])
-        except (OSError, ValueError) as error:
-            raise InputError(f"{shards}/{file}: damaged or missing shard: {first_line(error)}") from None
-        for name in ("id", "height", "width"):
-            columns[name].append(table[name].to_numpy())
-        columns["shard"].append(np.full(len(table), number, np.int32))
-        columns["row"].append(np.arange(len(table), dtype=np.int32))
-    joined = {name: np.concatenate(parts) if parts else np.zeros(0, int) for name, parts in columns.items()}
-    usable = np.minimum(joined["height"], joined["width"]) >= minimum
-    return Index(shards, files, manifest.cutting.encoding, **{k: v[usable] for k, v in joined.items()})
-
-
-@dataclass(frozen=True)
-class StoredPixels:
-    """Sub-images decoded anew from the shards each time: memory stays bounded however many there are."""
-
-    index: Index
-
-    def fetch(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        wanted: dict[tuple[int, int], list[int]] = {}
-        for number in numbers:
-            group = int(self.index.row[number]) // ROWS_IN_GROUP
-            wanted.setdefault((int(self.index.shard[number]), group), []).append(number)
-        found: dict[int, np.ndarray] = {}
-        for (shard, group), members in wanted.items():
-            rows = [int(self.index.row[number]) % ROWS_IN_GROUP for number in members]
-            found.update(zip(members, read_rows(self.index, shard, group, rows), strict=True))
-        return [found[number] for number in numbers]
-
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Row groups shuffled, then rows shuffled within windows of a few groups: each is read about once."""
-        return _windowed_order(self.index, seed, epoch)
-
-
-@dataclass(frozen=True)
-class CachedPixels:
-    """Sub-images decoded once and kept in the object store."""
-
-    count: int
-    chunk: np.ndarray
-    place: np.ndarray
-    refs: tuple[Any, ...]
-
-    def fetch(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        chunks = {int(c): ray.get(self.refs[int(c)]) for c in np.unique(self.chunk[list(numbers)])}
-        return [chunks[int(self.chunk[n])][int(self.place[n])] for n in numbers]
-
-    def order(self, seed: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng([seed, epoch]).permutation(self.count)
-
-
-@lru_cache(maxsize=8)
-def _windowed_order(index: Index, seed: int, epoch: int) -> np.ndarray:
-    generator = np.random.default_rng([seed, epoch])
-    group = index.shard.astype(np.int64) << 32 | index.row // ROWS_IN_GROUP
-    starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-    members = np.split(np.arange(len(index)), starts[1:])
-    shuffled = [members[i] for i in generator.permutation(len(members))]
-    windows = [np.concatenate(shuffled[i : i + WINDOW_GROUPS]) for i in range(0, len(shuffled), WINDOW_GROUPS)]
-    return np.concatenate([generator.permutation(window) for window in windows])
-
-
-def read_rows(index: Index, shard: int, group: int, rows: Sequence[int]) -> list[np.ndarray]:
-    """Decode some rows of a row group. A damaged shard is named in the InputError."""
-    filesystem, folder = open_filesystem(index.folder)
-    file = index.files[shard]
-    try:
-        with filesystem.open_input_file(f"{folder}/{file}") as source:
-            table = pq.ParquetFile(source).read_row_group(group, columns=["height", "width", "image"])
-            picked = table.take(list(rows)).to_pylist()
-        return [decode_pixels(r["image"], index.encoding, r["height"], r["width"]) for r in picked]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{index.folder}/{file}: damaged or missing shard: {first_line(error)}") from None
-
-
-def open_pixels(index: Index, cache: str) -> Pixels:
-    """Where sub-images come from: the object store if they fit (or are told to), else the shards."""
-    needed = int(np.dot(index.height.astype(np.int64), index.width)) * 3
-    room = MEMORY_SHARE * ray.cluster_resources().get("object_store_memory", 0)
-    if cache == "stream" or (cache == "auto" and needed > room):
-        return StoredPixels(index)
-    if needed > room:
-        raise RecipeError(
-            f"data.cache memory: the decoded sub-images take {needed >> 20} MiB, the object store has room "
-            f"for {int(room) >> 20} MiB: use auto or stream"
-        )
-    return _decode_all(index)
-
-
-def _decode_all(index: Index) -> CachedPixels:
-    group = index.row // ROWS_IN_GROUP
-    key = index.shard.astype(np.int64) << 32 | group
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    chunk = np.cumsum(np.isin(np.arange(len(index)), starts)) - 1
-    place = np.arange(len(index)) - starts[chunk]
-    decode = ray.remote(num_cpus=1)(read_rows)
-    shared = ray.put(index)
-    members = np.split(index.row % ROWS_IN_GROUP, starts[1:])
-    refs = tuple(
-        decode.remote(shared, int(index.shard[start]), int(group[start]), rows.tolist())
-        for start, rows in zip(starts, members, strict=True)
-    )
-    return CachedPixels(len(index), chunk.astype(np.int32), place.astype(np.int32), refs)
+_opened: dict[str, BatchStream] = {}  # streams of this process, so that not each task unpacks its own
 
 
 @dataclass(frozen=True)
@@ -179,64 +54,112 @@ class BatchStream:
     plan: CropPlan
     visits: int
     first_row: Callable[[], int]
+    place: Place = "tasks"
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def cached(self) -> bool:
+        """Whether decoded sub-images are kept in the object store."""
+        return isinstance(self.pixels, CachedPixels)
+
+    @property
+    def by_tasks(self) -> bool:
+        """Whether Ray Data's tasks do a part of the work."""
+        return self.place == "tasks" or not self.cached
 
     def batches(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """(LR uint8 R×N×h×w×3, HR uint8 R×N×H×W×3) of these rows, crops of `visits` sub-images in each."""
-        lr, hr = make_crops(self._visits(rows), self.plan)
-        return lr.reshape(len(rows), -1, *lr.shape[1:]), hr.reshape(len(rows), -1, *hr.shape[1:])
+        numbers, visits = self._visits(rows)
+        lr, hr = make_crops(visits, self.pixels.fetch(numbers), self.plan)
+        return _by_row(lr, rows), _by_row(hr, rows)
 
-    def _visits(self, rows: Sequence[int]) -> list[Visit]:
-        numbers = [row * self.visits + i for row in rows for i in range(self.visits)]
-        epochs = [number // len(self.index) for number in numbers]
-        orders = {epoch: self.pixels.order(self.plan.seed, epoch) for epoch in set(epochs)}
-        chosen = [
-            int(orders[epoch][number % len(self.index)]) for epoch, number in zip(epochs, numbers, strict=True)
-        ]
-        pixels = self.pixels.fetch(chosen)
-        return [
-            Visit(image, int(self.index.id[at]), epoch)
-            for image, at, epoch in zip(pixels, chosen, epochs, strict=True)
-        ]
+    def cut(self, rows: Sequence[int]) -> np.ndarray:
+        """The HR crops of `batches` alone, for `degrade` to complete."""
+        numbers, visits = self._visits(rows)
+        return _by_row(cut_crops(visits, self.pixels.fetch(numbers), self.plan), rows)
 
+    def degrade(self, row: int, hr: np.ndarray) -> np.ndarray:
+        """LR uint8 N×h×w×3 of a row whose HR crops were cut elsewhere."""
+        return degrade_crops(hr, self._visits([row])[1], self.plan)
 
-def batch_dataset(stream: BatchStream, rows: int) -> Dataset:
-    """Ray Data set of `rows` rows: row (int64), lr (uint8 N×h×w×3), hr (uint8 N×H×W×3), in their order."""
-    hr_bytes = stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
-    per_block = max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // hr_bytes))
-    blocks = math.ceil(rows / max(per_block, math.ceil(rows / MOST_BLOCKS)))
-    numbered = ray.data.range(rows, override_num_blocks=blocks)
-    return numbered.map_batches(partial(_make_rows, stream=stream), batch_size=None, num_cpus=1)
+    def _visits(self, rows: Sequence[int]) -> tuple[list[int], list[Visit]]:
+        """Numbers in the index of the sub-images that these rows visit, and the visits."""
+        positions = [divmod(row * self.visits + i, len(self.index)) for row in rows for i in range(self.visits)]
+        orders = {epoch: self.pixels.order(self.plan.seed, epoch) for epoch in {epoch for epoch, _ in positions}}
+        chosen = [(epoch, int(orders[epoch][position])) for epoch, position in positions]
+        return [number for _, number in chosen], [self.index.visit(number, epoch) for epoch, number in chosen]
 
 
-def _make_rows(block: dict[str, np.ndarray], *, stream: BatchStream) -> dict[str, np.ndarray]:
-    rows = (block["id"] + stream.first_row()).astype(np.int64)
-    lr, hr = stream.batches(rows.tolist())
-    return {"row": rows, "lr": lr, "hr": hr}
+def _by_row(crops: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    return crops.reshape(len(rows), -1, *crops.shape[1:])
 
 
 def open_stream(recipe: Recipe, shards: str, first_row: Callable[[], int]) -> BatchStream:
     """The training stream of a recipe over a shard set; Ray must be running."""
-    index = read_index(shards, "train", recipe.data.crop)
+    index = read_index(shards, "train", recipe.data.crop, skip_damaged=recipe.data.damaged == "skip")
     if not len(index):
         raise RecipeError(
             f"data.crop {recipe.data.crop}: no sub-image in {shards} is that large: use a smaller crop"
         )
+    plan = CropPlan.of(recipe)
+    _check_pairs(plan, index, shards)
     visits = recipe.data.batch // recipe.training.workers // recipe.data.crops_per_image
-    return BatchStream(index, open_pixels(index, recipe.data.cache), CropPlan.of(recipe), visits, first_row)
+    pixels = open_pixels(index, recipe.data.cache)
+    place = recipe.data.degrade_in
+    if place == "auto":
+        place = choose_place(plan) if isinstance(pixels, CachedPixels) else "tasks"
+    return BatchStream(index, pixels, plan, visits, first_row, place)
 
 
-def validation_photos(shards: str, limit: int) -> list[tuple[str, np.ndarray]]:
-    """(name, uint8 H×W×3) of the held-out photos, at most `limit`, in the order of their names."""
-    manifest: Manifest = read_manifest(shards)
-    filesystem, folder = open_filesystem(shards)
-    photos: list[tuple[str, np.ndarray]] = []
-    for shard in manifest.of_split("validation"):
-        with filesystem.open_input_file(f"{folder}/{shard.file}") as source:
-            table = pq.ParquetFile(source)
-            for group in range(table.num_row_groups):
-                if len(photos) >= limit:
-                    return photos
-                for row in table.read_row_group(group).to_pylist():
-                    pixels = decode_pixels(row["image"], manifest.cutting.encoding, row["height"], row["width"])
-                    photos.append((row["photo"], pixels))
-    return photos[:limit]
+def choose_place(plan: CropPlan) -> Place:
+    """The faster place for batches of sub-images that are kept in memory: see the module's docstring."""
+    return "worker" if alone() and nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
+
+
+def nanoseconds_per_pixel(plan: CropPlan) -> float:
+    """CPU time of one thread for making crops, for each HR pixel: the best of a few trials on made-up pixels."""
+    few = replace(plan, crops_per_image=_PROBED_CROPS)
+    pixels = np.random.default_rng(0).integers(0, 256, (plan.crop, plan.crop, 3), np.uint8)
+    images = [SubImage(pixels, pixels[:: plan.scale, :: plan.scale])]
+
+    def spend(epoch: int) -> int:
+        began = time.thread_time_ns()
+        make_crops([Visit(0, epoch, plan.crop, plan.crop)], images, few)
+        return time.thread_time_ns() - began
+
+    with single_threaded(1) as pool:
+        return min(pool.map(spend, range(_PROBES + 1))) / _PROBED_CROPS / plan.crop**2
+
+
+def _check_pairs(plan: CropPlan, index: Index, shards: str) -> None:
+    if not plan.paired:
+        return
+    if not index.input_scale:
+        raise InputError(f"{shards}: degradation pairs needs input photos: `ray-sr data prepare --inputs FOLDER`")
+    if index.input_scale != plan.scale:
+        raise RecipeError(f"scale {plan.scale}: the input photos in {shards} are for x{index.input_scale}")
+
+
+def batch_dataset(stream: BatchStream, rows: int) -> Dataset:
+    """Ray Data set of `rows` rows in their order: row (int64), hr (uint8 N×H×W×3), lr (uint8 N×h×w×3).
+
+    lr is absent where the worker is to degrade.
+    """
+    hr_bytes = stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
+    per_block = max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // hr_bytes))
+    blocks = math.ceil(rows / max(per_block, math.ceil(rows / MOST_BLOCKS)))
+    numbered = ray.data.range(rows, override_num_blocks=blocks)
+    task = partial(_make_rows, token=stream.token, kept=[ray.put(stream)])
+    return numbered.map_batches(task, batch_size=None, num_cpus=1)
+
+
+def _make_rows(block: dict[str, np.ndarray], *, token: str, kept: list[Any]) -> dict[str, np.ndarray]:
+    if token not in _opened:
+        _opened.clear()
+        _opened[token] = ray.get(kept[0])
+    stream = _opened[token]
+    rows = (block["id"] + stream.first_row()).astype(np.int64)
+    if stream.place == "worker" and not stream.plan.paired:
+        return {"row": rows, "hr": stream.cut(rows.tolist())}
+    lr, hr = stream.batches(rows.tolist())
+    return {"row": rows, "lr": lr, "hr": hr}

@@ -85,15 +85,21 @@ def train(
         "shards": place,
         "monitor": monitor,
         "init": ray.put(weights) if weights is not None else None,
-        "data": {"sub_images": len(stream.index), "cached": type(stream.pixels).__name__ == "CachedPixels"},
+        "stream": ray.put(stream),
+        "data": {
+            "sub_images": len(stream.index),
+            "cached": stream.cached,
+            "degrade_in": stream.place,
+            "skipped": stream.index.skipped,
+        },
     }
-    world = recipe.training.workers
+    rows = (recipe.total_steps + SPARE_ROWS) * recipe.training.workers
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
         scaling_config=scaling,
         run_config=_run_config(recipe, run),
-        datasets={"train": batch_dataset(stream, (recipe.total_steps + SPARE_ROWS) * world)},
+        datasets={"train": batch_dataset(stream, rows)} if stream.by_tasks else None,
         dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
     )
     listen({"event": "facts", "step": 0, **facts})

@@ -40,8 +40,10 @@ class TrainingProgress:
                 kept = "kept in memory" if record["cached"] else "streamed"
                 self._progress.say(
                     f"step {record['step']}: {record['world']} worker(s) on {record['compute']}; "
-                    f"{record['sub_images']} sub-images {kept}"
+                    f"{record['sub_images']} sub-images {kept}, crops made in {record.get('degrade_in', 'tasks')}"
                 )
+                for file, reason in record.get("skipped", {}).items():
+                    self._progress.say(f"left out: damaged shard {file}: {reason}")
             case "train":
                 self._progress.update(record["step"], self._note(record))
             case "validation":

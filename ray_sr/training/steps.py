@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,26 @@ class PretrainStep:
         return _detached({"g_total": total, **_named(self.losses, terms)})
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """The generated photos, cut off from the generator's graph, and what the discriminator says of them.
+
+    `fake` has a graph to the discriminator's weights and to `photos`. `real` has none, and is None where the
+    adversarial loss looks at one side alone.
+    """
+
+    photos: Tensor
+    fake: Tensor
+    real: Tensor | None
+
+
 class GanStep:
     """Generator against discriminator. Works with bare modules and with DDP around both.
 
-    The discriminator's losses of real and fake photos are backpropagated apart, the first without
-    synchronisation: one all-reduce, and no BatchNorm buffer changes under a graph that is still needed.
+    The generator's loss and the first update of the discriminator see the same photos by the same weights:
+    they share one forward pass. The discriminator's losses of fake and real photos are backpropagated apart,
+    the first without synchronisation: one all-reduce, and no BatchNorm buffer changes under a graph that is
+    still needed.
     """
 
     def __init__(
@@ -74,47 +90,57 @@ class GanStep:
 
     def run(self, lr: Tensor, hr: Tensor, number: int, noise: torch.Generator) -> Losses:
         """One generator update, then `critic_updates` of the discriminator on the same photos."""
-        sr, losses = self._update_generator(lr, hr, number)
-        for _ in range(self.spec.critic_updates):
-            losses.update(self._update_discriminator(hr, sr, number, noise))
+        judgement, losses = self._update_generator(lr, hr, number)
+        for update in range(self.spec.critic_updates):
+            if update:
+                judgement = self._judge(judgement.photos, hr)
+            losses.update(self._update_discriminator(hr, judgement, number, noise))
         return _detached(losses)
 
-    def _update_generator(self, lr: Tensor, hr: Tensor, number: int) -> tuple[Tensor, Losses]:
-        critic = bare(self.discriminator).requires_grad_(False)
+    def _update_generator(self, lr: Tensor, hr: Tensor, number: int) -> tuple[Judgement, Losses]:
         self.generator_optimizer.zero_grad()
         with self.compute.autocast():
             sr = self.generator(lr)
             terms = content_terms(self.losses, sr, hr)
-            real = self._without_graph(critic, hr) if self.adversarial.needs_both else None
-            adversarial = self.adversarial.generator_loss(critic(sr), real)
-        total = weighted_sum(self.losses, terms) + self.spec.weight * adversarial
-        total.backward()
+        judgement = self._judge(sr, hr)
+        adversarial = self.adversarial.generator_loss(judgement.fake, judgement.real)
+        weighted = self.spec.weight * adversarial
+        # The discriminator's graph is kept for its own update, the generator's is not.
+        (pull,) = torch.autograd.grad(weighted, judgement.photos, retain_graph=True)
+        content = weighted_sum(self.losses, terms)
+        (content + (sr * pull).sum()).backward()
         self.generator_optimizer.step(number)
-        critic.requires_grad_(True)
-        return sr.detach(), {"g_total": total, "g_adversarial": adversarial, **_named(self.losses, terms)}
+        losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
+        return judgement, losses
 
-    def _update_discriminator(self, hr: Tensor, sr: Tensor, number: int, noise: torch.Generator) -> Losses:
+    def _judge(self, sr: Tensor, hr: Tensor) -> Judgement:
+        critic, photos = bare(self.discriminator), sr.detach().requires_grad_()
+        with self.compute.autocast():
+            real = self._without_graph(critic, hr) if self.adversarial.needs_both else None
+            return Judgement(photos, critic(photos), real)
+
+    def _update_discriminator(
+        self, hr: Tensor, judgement: Judgement, number: int, noise: torch.Generator
+    ) -> Losses:
         critic, loss = self.discriminator, self.adversarial
         self.discriminator_optimizer.zero_grad()
         losses: Losses = {}
         with no_sync(critic):
-            with self.compute.autocast():
-                against = self._without_graph(critic, sr) if loss.needs_both else None
-                real_logits = critic(hr)
-                real = loss.real_loss(real_logits, against, noise)
-            real.backward()
+            fake = loss.fake_loss(judgement.fake, judgement.real, noise)
+            fake.backward(inputs=list(bare(critic).parameters()))
             if self.spec.gradient_penalty:
-                penalty = loss.gradient_penalty(bare(critic), hr, sr.float(), noise)
+                penalty = loss.gradient_penalty(bare(critic), hr, judgement.photos, noise)
                 (self.spec.gradient_penalty * penalty).backward()
                 losses["d_penalty"] = penalty
+        fake_logits = judgement.fake.detach()
         with self.compute.autocast():
-            fake_logits = critic(sr)
-            fake = loss.fake_loss(fake_logits, real_logits.detach() if loss.needs_both else None, noise)
-        fake.backward()
+            real_logits = critic(hr)
+            real = loss.real_loss(real_logits, fake_logits if loss.needs_both else None, noise)
+        real.backward()
         self.discriminator_optimizer.step(number)
         if self.spec.weight_clip is not None:
             loss.clip_weights(bare(critic))
-        seen_real, seen_fake = loss.accuracy(real_logits.detach(), fake_logits.detach())
+        seen_real, seen_fake = loss.accuracy(real_logits.detach(), fake_logits)
         return {
             **losses,
             "d_loss": real + fake,

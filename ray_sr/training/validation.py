@@ -10,7 +10,7 @@ from PIL import Image
 from torch import distributed
 
 from ray_sr.data.crops import crop_generator
-from ray_sr.data.stream import validation_photos
+from ray_sr.data.pixels import HeldOut, validation_photos
 from ray_sr.degradations import degrade
 from ray_sr.metrics import luma, psnr
 from ray_sr.models import Generator
@@ -29,7 +29,7 @@ class Validator:
         self.recipe, self.compute, self.world = recipe, compute, world
         photos = validation_photos(shards, recipe.validation.photos)
         self.photos_in_all = len(photos)
-        self.pairs = [self._pair(pixels, number) for number, (_, pixels) in enumerate(photos)][rank::world]
+        self.pairs = [self._pair(photo, number) for number, photo in enumerate(photos)][rank::world]
         self.bicubic = [self._measure(self._bicubic(lr), hr) for lr, hr in self.pairs]
 
     def run(self, average: Generator) -> tuple[dict[str, float], bytes]:
@@ -45,9 +45,11 @@ class Validator:
         sample = self._sample(outputs[0], *self.pairs[0]) if self.pairs else b""
         return dict(zip(names, means, strict=True)), sample
 
-    def _pair(self, pixels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        hr = np.ascontiguousarray(mod_crop(pixels, self.recipe.scale))
+    def _pair(self, photo: HeldOut, number: int) -> tuple[np.ndarray, np.ndarray]:
+        hr = np.ascontiguousarray(mod_crop(photo.pixels, self.recipe.scale))
         steps = self.recipe.degradation
+        if steps[0].kind == "pairs" and photo.inputs is not None:
+            return photo.inputs, hr
         if len(steps) == 1 and steps[0].kind == "downscale" and steps[0].method == "bicubic":
             return downscale_array(hr, self.recipe.scale), hr
         generator = crop_generator(self.recipe.seed, number, 0, 0)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
@@ -18,6 +17,8 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
+from ray_sr.data.feeding import Batch, made_by_tasks, made_here, spare_threads
+from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError
 from ray_sr.losses import build_content_losses
 from ray_sr.recipe import Recipe
@@ -79,6 +80,7 @@ class Worker:
         self.recipe = Recipe.model_validate(config["recipe"])
         self.monitor = config["monitor"]
         self.data_card = config["data"]
+        self.stream: BatchStream = ray.get(config["stream"])
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         torch.set_num_threads(self.recipe.training.threads or max(1, int(self.recipe.training.cpus_per_worker)))
@@ -159,20 +161,21 @@ class Worker:
             record = {"event": "start", "step": self.state.step, "world": self.world}
             ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
 
-    def _batches(self) -> Iterator[dict[str, np.ndarray]]:
-        shard = ray.train.get_dataset_shard("train")
-        return iter(shard.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2))
+    def _batches(self) -> Iterator[Batch]:
+        if self.stream.by_tasks:
+            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"))
+        first = self.state.step * self.world + self.rank
+        return made_here(self.stream, first, self.world, spare_threads(self.recipe.training.cpus_per_worker))
 
-    def _next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> tuple[Tensor, Tensor]:
+    def _next_batch(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
         began = time.perf_counter()
         batch = next(batches, None)
         self.wait = time.perf_counter() - began
         if batch is None:
             raise RuntimeError(f"the data stream ended at step {self.state.step} of {self.recipe.total_steps}")
-        if self.world == 1 and int(batch["row"][0]) != self.state.step:
-            raise RuntimeError(f"the data stream is at row {int(batch['row'][0])}, training at {self.state.step}")
-        # Copies, because blocks of the object store are read-only.
-        return self.compute.to_input(batch["lr"][0].copy()), self.compute.to_input(batch["hr"][0].copy())
+        if self.world == 1 and batch.row != self.state.step:
+            raise RuntimeError(f"the data stream is at row {batch.row}, training at {self.state.step}")
+        return self.compute.to_input(batch.lr), self.compute.to_input(batch.hr)
 
     def _train_step(self, lr: Tensor, hr: Tensor) -> bool:
         seed = step_seed(self.recipe.seed, self.rank, self.state.step)

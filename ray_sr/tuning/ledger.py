@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 
 from ray_sr.recipe import Recipe
 from ray_sr.storage import first_line
@@ -54,9 +55,7 @@ class Ledger(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         card = self._take_values(trial)
-        error = trial.get_pickled_error() or trial.get_error()
-        reason = first_line(getattr(error, "cause", None) or error or RuntimeError("no reason known"))
-        self._end(card.model_copy(update={"status": "failed", "reason": reason}), 0)
+        self._end(card.model_copy(update={"status": "failed", "reason": _reason(trial)}), 0)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Count the time; when the budget is spent, ask the trials to stop."""
@@ -103,6 +102,16 @@ class Ledger(tune.Callback):
 
     def _steps(self, card: TrialCard) -> int:
         return with_values(self._recipe, card.values).total_steps
+
+
+def _reason(trial: Any) -> str:
+    """What a trial failed with, in one line, as Tune noted it in its own folder."""
+    if not trial.pickled_error_file or not Path(trial.pickled_error_file).exists():
+        return "its process was lost"
+    error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    while (cause := getattr(error, "cause", None)) is not None:
+        error = cause
+    return first_line(error)
 
 
 def spent_budget(budget: Budget, seconds: float, gpu_seconds: float) -> str | None:

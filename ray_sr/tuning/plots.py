@@ -82,12 +82,12 @@ def _look(results: Results) -> Callable[[Outcome], dict[str, Any]]:
     return look
 
 
-def _name(axes: Axes, outcome: Outcome, x: float, y: float, results: Results) -> None:
+def _name(axes: Axes, outcome: Outcome, x: float, y: float, results: Results, away: float = 6.0) -> None:
     best = results.best is not None and outcome.number == results.best.number
     axes.annotate(
         str(outcome.number),
         (x, y),
-        (6, 0),
+        (away, 0),
         textcoords="offset points",
         va="center",
         fontsize=8,
@@ -183,8 +183,9 @@ def _parallel(results: Results) -> Figure:
 
 def _of_domain(title: str, domain: Domain) -> _Scale:
     if not domain.is_range:
-        last = max(1, len(domain.values) - 1)
-        return _Scale(title, lambda value: domain.values.index(value) / last, domain.values)
+        values = sorted(domain.values) if domain.is_numeric else list(domain.values)
+        last = max(1, len(values) - 1)
+        return _Scale(title, lambda value: values.index(value) / last, values)
     low, high = domain.values
     if domain.kind == "loguniform":
         span = math.log(high / low)
@@ -210,10 +211,10 @@ def _draw_scale(axes: Axes, x: int, scale: _Scale) -> None:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, (int, float)) and abs(value) >= 1000:
+        return f"{value:,.0f}"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 10 else f"{value:.2f}"
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
-        return f"{value:,}"
     text = str(value)
     return text if len(text) <= 18 else f"{text[:17]}…"
 
@@ -227,10 +228,11 @@ def _pareto(results: Results) -> Figure:
     fastest = max((o.steps_per_s or 0.0 for o in results.ranked), default=0.0) or 1.0
     colour = _colours(results)
     for outcome in results.ranked:
+        size = 40 + 260 * (outcome.steps_per_s or 0.0) / fastest
         axes.scatter(
             outcome.parameters,
             outcome.objective or 0.0,
-            s=40 + 260 * (outcome.steps_per_s or 0.0) / fastest,
+            s=size,
             color=colour(outcome),
             edgecolor=DARK if outcome.on_front else "none",
             linewidth=1.6,
@@ -238,7 +240,8 @@ def _pareto(results: Results) -> Figure:
             zorder=3,
         )
         if len(results.ranked) <= MOST_NAMED:
-            _name(axes, outcome, outcome.parameters, outcome.objective or 0.0, results)
+            away = 3 + math.sqrt(size / math.pi)
+            _name(axes, outcome, outcome.parameters, outcome.objective or 0.0, results, away)
     axes.margins(0.12)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_xlabel("parameters of the generator")

@@ -26,7 +26,10 @@ SHOWN = {"running": "unfinished", "stopped": "stopped early", "done": "done", "f
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial: its values, how it ended, and what it reached."""
+    """One trial: its values, how it ended, and what it reached.
+
+    `work`: equal in trials whose steps compute the same; `steps_per_s` is the median over these.
+    """
 
     number: int
     values: Values
@@ -37,6 +40,7 @@ class Outcome:
     metrics: dict[str, float]
     course: tuple[tuple[int, float], ...]
     parameters: int
+    work: str
     steps_per_s: float | None
     seconds: float
     objective: float | None
@@ -78,6 +82,7 @@ def read_results(sweep: SweepFolder) -> Results:
     """The results of a sweep as far as it is."""
     space, recipe = sweep.space(), sweep.recipe()
     found = [outcome for trial in sweep.trials() if (outcome := _outcome(trial, recipe, space.objective.metric))]
+    found = _with_common_speed(found)
     front = {o.number for o in pareto_front([o for o in found if o.objective is not None])}
     found.sort(key=lambda o: (o.objective is None, -(o.objective or 0.0), o.number))
     outcomes = [
@@ -142,6 +147,16 @@ def best_recipe(sweep: SweepFolder, best: Outcome) -> str:
     if sweep.space().scheduler.kind == "pbt":
         lines.append("# The last values of a schedule: the trial began with others, so training anew may differ.")
     return "\n".join([*lines, recipe_yaml(recipe)])
+
+
+def _with_common_speed(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Trials that compute the same get the median of their speeds: else noise decides who is on the front."""
+    rates: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        if outcome.steps_per_s is not None:
+            rates.setdefault(outcome.work, []).append(outcome.steps_per_s)
+    medians = {work: statistics.median(found) for work, found in rates.items()}
+    return [replace(outcome, steps_per_s=medians.get(outcome.work)) for outcome in outcomes]
 
 
 # ------------------------------------------------------------------------------------------------ tables
@@ -256,6 +271,7 @@ def _outcome(trial: TrialFolder, recipe: Recipe, metric: str) -> Outcome | None:
         metrics=metrics,
         course=tuple((record["step"], record[metric]) for record in validations),
         parameters=parameters_of(own),
+        work=json.dumps([own.generator.model_dump(), own.dump()["discriminator"], own.data.model_dump()]),
         steps_per_s=statistics.median(rates) if rates else None,
         seconds=_seconds(steps),
         objective=metrics.get(metric),

@@ -46,6 +46,7 @@ from ray_sr.tuning.space import Budget, Space, Values
 from ray_sr.tuning.trial import TrialRun
 
 _SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints to stdout even where verbose is 0
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C lets the trials save checkpoints first
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial stopped before its first validation reports none

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sr.errors import ClusterError
 from ray_sr.recipe import Recipe
@@ -41,22 +43,22 @@ class TrialRun(tune.Trainable):
         self._recipe = trial_recipe(self._sweep.recipe(), config["values"])
         self._past = _validations_before_checkpoint(self._trial.run)
         self._last: dict[str, Any] = {}
-        self._training: _Training | None = None
+        self._trainer: Any = None
+        self._is_training = False
 
     def step(self) -> dict[str, Any]:
         """The next validation; those of an earlier session first, so that the scheduler knows them again."""
         if self._past:
             return {**self._report(self._past.pop(0)), "replayed": True}
-        if self._training is None:
+        if not self._is_training and not self._is_to_stop():
+            self._begin()
+        while self._is_training:
             if self._is_to_stop():
-                return {**self._last, "done": True}
-            self._training = _Training(self._recipe, self._trial, self._sweep.card().shards)
-        while (record := self._training.next()) is None:
-            if self._training.ended():
-                return {**self._last, "done": True}
-            if self._is_to_stop():
-                self._training.stop.set()
-        return self._report(record)
+                ray.get(self._trainer.stop.remote())
+            record, self._is_training = ray.get(self._trainer.next.remote())
+            if record is not None:
+                return self._report(record)
+        return {**self._last, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """For PBT, which hands the state of one trial to another. Training rests meanwhile."""
@@ -72,13 +74,23 @@ class TrialRun(tune.Trainable):
             _copy_state(Path(checkpoint), self._trial.path)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial: saves starting a process and importing torch anew."""
+        """Become another trial: saves starting processes and importing torch anew."""
         self._rest()
+        trainer = self._trainer
         self.setup(new_config)
+        self._trainer = trainer
         return True
 
     def cleanup(self) -> None:
         self._rest()
+
+    def _begin(self) -> None:
+        if self._trainer is None:
+            # A process of its own: Tune would put all tasks of this one into the trial's placement group.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self._trainer = ray.remote(_Trainer).options(num_cpus=0, scheduling_strategy=here).remote()
+        ray.get(self._trainer.begin.remote(self._recipe.dump(), self._trial, self._sweep.card().shards))
+        self._is_training = True
 
     def _report(self, record: Record) -> dict[str, Any]:
         self._last = {key: value for key, value in record.items() if isinstance(value, (int, float))}
@@ -89,53 +101,62 @@ class TrialRun(tune.Trainable):
 
     def _rest(self) -> None:
         """Let the training end at a checkpoint; the next step goes on from it."""
-        if self._training is not None:
-            self._training.end()
-            self._training = None
+        if self._is_training:
+            self._is_training = False
+            ray.get(self._trainer.end.remote())
 
 
-class _Training:
-    """`train` in a thread of its own, with the validations it reports."""
+class _Trainer:
+    """An actor that runs one training after another, each in a thread of its own."""
 
-    def __init__(self, recipe: Recipe, trial: TrialFolder, shards: str) -> None:
-        self.stop = threading.Event()
-        self._recipe, self._trial, self._shards = recipe, trial, shards
+    def __init__(self) -> None:
         self._validations: queue.Queue[Record] = queue.Queue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
+
+    def begin(self, recipe: dict[str, Any], trial: TrialFolder, shards: str) -> None:
+        self._stop.clear()
+        self._failure = None
+        arguments = (Recipe.model_validate(recipe), trial, shards)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="trial", daemon=True)
         self._thread.start()
 
-    def next(self) -> Record | None:
-        """The next validation, or None if there is none within the poll interval."""
+    def next(self) -> tuple[Record | None, bool]:
+        """A validation, or None if there is none for a while; and whether more may come. Raises what failed."""
         try:
-            return self._validations.get(timeout=POLL_SECONDS)
+            return self._validations.get(timeout=POLL_SECONDS), True
         except queue.Empty:
-            return None
-
-    def ended(self) -> bool:
-        """True once all validations are taken and training is over. Raises what it failed with."""
+            pass
         if self._thread.is_alive() or not self._validations.empty():
-            return False
+            return None, True
         if self._failure is not None:
             raise self._failure
-        return True
+        return None, False
+
+    def stop(self) -> None:
+        """Ask the training to end at a checkpoint."""
+        self._stop.set()
 
     def end(self) -> None:
-        """Stop at a checkpoint and wait for it. A failure was reported, or is seen when training goes on."""
-        self.stop.set()
+        """Stop and wait; validations on the way are dropped. Raises what training failed with."""
+        self._stop.set()
         self._thread.join(LONGEST_STOP_SECONDS)
         if self._thread.is_alive():
-            raise ClusterError(f"{self._trial.path}: training did not stop in {LONGEST_STOP_SECONDS:.0f} s")
+            raise ClusterError(f"training did not stop within {LONGEST_STOP_SECONDS:.0f} s")
+        self._validations = queue.Queue()
+        if self._failure is not None:
+            raise self._failure
 
-    def _run(self) -> None:
+    def _run(self, recipe: Recipe, trial: TrialFolder, shards: str) -> None:
         try:
-            with _alone(self._trial):
-                run = self._trial.run
+            with _alone(trial):
+                run = trial.run
                 resume = run.checkpoint() is not None
-                train(self._recipe, run, shards=self._shards, resume=resume, listen=self._hear, stop=self.stop)
+                train(recipe, run, shards=shards, resume=resume, listen=self._hear, stop=self._stop)
         except Interrupted:
             return
-        except BaseException as error:  # raised again by `ended`, in the thread that Tune listens to
+        except BaseException as error:  # raised again where the trial hears of it
             self._failure = error
 
     def _hear(self, record: Record) -> None:

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
+from PIL import Image
 
-from ray_sr.data.crops import CropPlan, Visit, crop_generator, make_crops
+from ray_sr.data.ahead import ahead, single_threaded
+from ray_sr.data.crops import CropPlan, SubImage, Visit, crop_generator, make_crops
+from ray_sr.data.feeding import Batch, made_by_tasks, made_here
 from ray_sr.data.manifest import Cutting
+from ray_sr.data.pixels import CachedPixels, StoredPixels, open_pixels, read_index, validation_photos
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.data.stream import (
-    BatchStream,
-    CachedPixels,
-    StoredPixels,
-    batch_dataset,
-    open_pixels,
-    open_stream,
-    read_index,
-    validation_photos,
-)
+from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream
 from ray_sr.errors import InputError, RecipeError
+from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import parse_recipe
 from ray_sr.resample import downscale_array
 from tests.photos import noise, real_photos, write_real_photos
 
 RECIPE = parse_recipe("{name: t, seed: 5, data: {crop: 48, batch: 8, crops_per_image: 4}, pretrain: {steps: 50}}")
 PLAN = CropPlan.of(RECIPE)
+
+
+def crops_of(pixels: np.ndarray, plan: CropPlan, number: int = 0, epoch: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    return make_crops([Visit(number, epoch, *pixels.shape[:2])], [SubImage(pixels)], plan)
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +46,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
 
 def test_a_crop_follows_from_seed_sub_image_epoch_and_number_alone() -> None:
     images = [noise(100, 120, seed) for seed in range(3)]
-    visits = [Visit(image, number * 17 - 3, 2) for number, image in enumerate(images)]
-    lr, hr = make_crops(visits, PLAN)
-    alone_lr, alone_hr = make_crops(visits[1:2], PLAN)
+    visits = [Visit(number * 17 - 3, 2, 100, 120) for number in range(3)]
+    lr, hr = make_crops(visits, [SubImage(image) for image in images], PLAN)
+    alone_lr, alone_hr = make_crops(visits[1:2], [SubImage(images[1])], PLAN)
     np.testing.assert_array_equal(hr[4:8], alone_hr)
     np.testing.assert_array_equal(lr[4:8], alone_lr)
-    other_epoch = make_crops([Visit(images[1], visits[1].id, 3)], PLAN)[1]
+    other_epoch = crops_of(images[1], PLAN, visits[1].id, 3)[1]
     assert not np.array_equal(alone_hr, other_epoch)
 
 
 def test_crops_are_turned_parts_of_the_sub_image() -> None:
     """Every crop is found in one of the eight turns of its sub-image."""
     image = noise(60, 70)
-    _, crops = make_crops([Visit(image, 1, 0)], PLAN)
+    _, crops = crops_of(image, PLAN)
     turned = [np.rot90(flipped, k) for flipped in (image, image[:, ::-1]) for k in range(4)]
     windows = [np.lib.stride_tricks.sliding_window_view(t, (48, 48, 3))[:, :, 0] for t in turned]
     for crop in crops:
@@ -64,7 +68,7 @@ def test_crops_are_turned_parts_of_the_sub_image() -> None:
 def test_flips_and_turns_all_occur_equally_often() -> None:
     plan = parse_recipe("{name: t, data: {crop: 8, batch: 256, crops_per_image: 256}, pretrain: {steps: 1}}")
     image = np.arange(64, dtype=np.uint8).reshape(8, 8, 1).repeat(3, 2)
-    _, crops = make_crops([Visit(image, 0, 0)], CropPlan.of(plan))
+    _, crops = crops_of(image, CropPlan.of(plan))
     orientations, counts = np.unique(crops[..., 0].reshape(256, -1), axis=0, return_counts=True)
     assert len(orientations) == 8
     assert counts.min() > 16
@@ -72,7 +76,7 @@ def test_flips_and_turns_all_occur_equally_often() -> None:
 
 def test_lr_is_matlab_bicubic_of_the_crop_within_rounding() -> None:
     photo = real_photos()["coffee"]
-    lr, hr = make_crops([Visit(photo, 0, 0)], PLAN)
+    lr, hr = crops_of(photo, PLAN)
     for small, large in zip(lr, hr, strict=True):
         exact = downscale_array(large, 4).astype(int)
         assert np.abs(exact - small).max() <= 1
@@ -105,14 +109,17 @@ def test_memory_and_storage_give_the_same_pixels(shards: str) -> None:
     assert isinstance(stored, StoredPixels)
     numbers = np.random.default_rng(0).permutation(len(index)).tolist()
     for a, b in zip(cached.fetch(numbers), stored.fetch(numbers), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+
+
+def with_data(**changes: object) -> Recipe:
+    return RECIPE.model_copy(update={"data": RECIPE.data.model_copy(update=changes)})
 
 
 @pytest.mark.parametrize("cache", ["memory", "stream"])
 def test_ray_data_gives_the_rows_in_order_whatever_the_blocks(shards: str, cache: str) -> None:
     """The data set, made by parallel tasks, equals batches made here one by one; a later start goes on exactly."""
-    recipe = RECIPE.model_copy(update={"data": RECIPE.data.model_copy(update={"cache": cache})})
-    stream = open_stream(recipe, shards, lambda: 0)
+    stream = open_stream(with_data(cache=cache, degrade_in="tasks"), shards, lambda: 0)
     rows = 2 * len(stream.index)  # more than one epoch
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     got = list(batch_dataset(stream, rows).iter_batches(batch_size=1, batch_format="numpy"))
@@ -121,15 +128,89 @@ def test_ray_data_gives_the_rows_in_order_whatever_the_blocks(shards: str, cache
         lr, hr = stream.batches([row])
         np.testing.assert_array_equal(got[row]["lr"], lr)
         np.testing.assert_array_equal(got[row]["hr"], hr)
-    late = BatchStream(stream.index, stream.pixels, stream.plan, stream.visits, lambda: 7)
+    late = replace(stream, first_row=lambda: 7, token="late")
     first = next(iter(batch_dataset(late, 3).iter_batches(batch_size=1, batch_format="numpy")))
     np.testing.assert_array_equal(first["hr"], got[7]["hr"])
 
 
+def first_batches(stream: BatchStream, count: int, begin: int = 0) -> list[Batch]:
+    """As a lone training worker gets them from `begin` on."""
+    if not stream.by_tasks:
+        return list(islice(made_here(stream, begin, 1, 2), count))
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    begun = replace(stream, first_row=lambda: begin, token=f"{stream.token}-{begin}")
+    return list(islice(made_by_tasks(begun, batch_dataset(begun, count)), count))
+
+
+@pytest.mark.parametrize("degradation", ["{kind: downscale}", "{kind: second_order}"])
+def test_both_places_give_the_same_rows_from_any_start(shards: str, degradation: str) -> None:
+    """Tasks or worker, memory or storage: equal pixels in equal order, also resumed inside the epoch."""
+    steps = parse_recipe(f"{{name: t, degradation: [{degradation}], pretrain: {{steps: 1}}}}").degradation
+    for cache in ("memory", "stream"):
+        streams = [
+            open_stream(
+                with_data(cache=cache, degrade_in=place).model_copy(update={"degradation": steps}),
+                shards,
+                lambda: 0,
+            )
+            for place in ("tasks", "worker")
+        ]
+        assert [stream.by_tasks for stream in streams] == [True, cache == "stream"]
+        here, there = (first_batches(stream, 12) for stream in streams)
+        resumed = first_batches(streams[1], 5, begin=7)
+        assert [batch.row for batch in here] == list(range(12))
+        for ours, theirs in [*zip(here, there, strict=True), *zip(here[7:], resumed, strict=True)]:
+            assert ours.row == theirs.row
+            np.testing.assert_array_equal(ours.hr, theirs.hr)
+            np.testing.assert_array_equal(ours.lr, theirs.lr)
+
+
+def test_workers_of_a_group_share_the_rows(shards: str) -> None:
+    stream = open_stream(with_data(cache="memory", degrade_in="worker"), shards, lambda: 0)
+    together = {b.row: b.hr for rank in range(2) for b in islice(made_here(stream, rank, 2), 3)}
+    assert sorted(together) == list(range(6))
+    for batch in first_batches(stream, 6):
+        np.testing.assert_array_equal(together[batch.row], batch.hr)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_costly_degradations_are_made_by_tasks() -> None:
+    cheap, costly = (
+        parse_recipe(f"{{name: t, degradation: [{{kind: {kind}}}], pretrain: {{steps: 1}}}}")
+        for kind in ("downscale", "second_order")
+    )
+    assert choose_place(CropPlan.of(cheap)) == "worker"
+    assert choose_place(CropPlan.of(costly)) == "tasks"
+
+
+def test_threads_leave_the_number_of_torch_threads_to_the_caller() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with single_threaded(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_batches_are_made_ahead_in_order_and_errors_arrive() -> None:
+    def make(number: int) -> int:
+        if number == 5:
+            raise InputError("five")
+        return number * number
+
+    made = ahead(make, range(100), 3)
+    assert [next(made) for _ in range(5)] == [0, 1, 4, 9, 16]
+    with pytest.raises(InputError, match="five"):
+        next(made)
+
+
 def test_validation_photos_are_whole(shards: str) -> None:
-    ((name, pixels),) = validation_photos(shards, 5)
-    assert name == "rocket.png"
-    assert pixels.shape == (300, 300, 3)
+    (photo,) = validation_photos(shards, 5)
+    assert photo.name == "rocket.png"
+    assert photo.pixels.shape == (300, 300, 3)
+    assert photo.inputs is None
     assert validation_photos(shards, 0) == []
 
 
@@ -139,15 +220,46 @@ def test_a_crop_larger_than_every_sub_image_is_refused(shards: str) -> None:
         open_stream(recipe, shards, lambda: 0)
 
 
-def test_a_damaged_shard_is_named(shards: str, tmp_path: Path) -> None:
-    import shutil
-
+@pytest.fixture
+def damaged(shards: str, tmp_path: Path) -> tuple[str, str]:
+    """A copy of the shards, and the name of the one in it whose pixels have one wrong bit."""
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
-    index = read_index(str(copy), "train")
-    victim = copy / index.files[0]
+    victim = copy / read_index(str(copy), "train").files[0]
     data = bytearray(victim.read_bytes())
-    data[4 : len(data) // 2] = b"\0" * (len(data) // 2 - 4)
+    data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    with pytest.raises(InputError, match=victim.name):
+    return str(copy), victim.name
+
+
+def test_a_damaged_shard_is_named(damaged: tuple[str, str]) -> None:
+    folder, victim = damaged
+    index = read_index(folder, "train")
+    with pytest.raises(InputError, match=victim):
         StoredPixels(index).fetch(list(range(len(index))))
+
+
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+@pytest.mark.parametrize("place", ["tasks", "worker"])
+def test_a_damaged_shard_stops_a_stream_with_its_name(damaged: tuple[str, str], cache: str, place: str) -> None:
+    folder, victim = damaged
+    stream = open_stream(with_data(cache=cache, degrade_in=place), folder, lambda: 0)
+    with pytest.raises(InputError, match=victim):
+        first_batches(stream, len(stream.index))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_damaged_shard_is_skipped_if_the_recipe_says_so(tmp_path: Path) -> None:
+    for number in range(4):  # noise does not compress: each photo fills a shard
+        Image.fromarray(noise(600, 640, number)).save(tmp_path / f"{number}.png")
+    shards = str(tmp_path / "shards")
+    prepare(find_photos([str(tmp_path)]), shards, cutting=Cutting(sub_image=320, step=320), hold_out=["0.png"])
+    whole = read_index(shards, "train")
+    victim = Path(shards) / whole.files[1]
+    victim.write_bytes(victim.read_bytes()[:-100])
+    with pytest.raises(InputError, match=victim.name):
+        open_stream(RECIPE, shards, lambda: 0)
+    stream = open_stream(with_data(damaged="skip"), shards, lambda: 0)
+    assert stream.index.skipped.keys() == {victim.name}
+    assert set(stream.index.id.tolist()) == set(whole.id[whole.shard != 1].tolist())
+    assert len(first_batches(stream, len(stream.index))) == len(stream.index)

@@ -320,7 +320,7 @@ class Bomb:
         self.marker = marker
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.marker}",)
+        return os.system, (f"touch '{self.marker}'",)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "protocol 4", "named as safetensors"])
