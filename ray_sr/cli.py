@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from ray_sr import __version__
+from ray_sr.commands.bench import bench
 from ray_sr.commands.data import data
 from ray_sr.commands.doctor import doctor
 from ray_sr.commands.evaluate import evaluate
@@ -37,7 +38,7 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, demo):
+for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, bench, demo):
     cli.add_command(command)
 
 

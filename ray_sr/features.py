@@ -170,8 +170,8 @@ def load_feature_network(
 
     `weights` is torchvision's .pth or a Caffe-trained .npz; without it torchvision's cache or download.
     `normalise=False` leaves out the mean (and torchvision's standard deviation); with `signed` the values
-    are then centred at middle gray. Network `random` needs no weights. Raises InputError (no weights), ModelError (a file that does not fit) or RecipeError (a layer
-    that the file does not hold).
+    are then centred at middle gray. Network `random` needs no weights. Raises InputError (no weights),
+    ModelError (a file that does not fit) or RecipeError (a layer that the file does not hold).
     """
     if network == "random":
         tensors, preprocessing = _random_tensors(), TORCHVISION

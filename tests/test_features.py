@@ -130,6 +130,14 @@ def test_raw_input_when_not_normalised(vgg19: nn.Sequential, vgg19_file: Path) -
     torch.testing.assert_close(network(photos(3))["conv2_1"], run_until(vgg19, 6, photos(3)))
 
 
+def test_signed_input_is_centred_at_middle_gray(vgg19: nn.Sequential, vgg19_file: Path, caffe_file: Path) -> None:
+    network = load_feature_network("vgg19", ["conv2_1"], weights=str(vgg19_file), normalise=False, signed=True)
+    torch.testing.assert_close(network(photos(3))["conv2_1"], run_until(vgg19, 6, photos(3) * 2 - 1))
+    caffe = load_feature_network("vgg19", ["conv1_1"], weights=str(caffe_file), normalise=False, signed=True)
+    expected = run_until(made_up_vgg("vgg19"), 1, photos(3).flip(1) * 255 - 127.5)
+    torch.testing.assert_close(caffe(photos(3))["conv1_1"], expected, rtol=1e-4, atol=1e-3)
+
+
 def test_network_ends_at_the_deepest_layer_with_torchvisions_names(vgg19_file: Path) -> None:
     network = load_feature_network("vgg19", ["conv1_1", "conv2_1"], weights=str(vgg19_file))
     names = [f"features.{position}.{part}" for position in (0, 2, 5) for part in ("weight", "bias")]

@@ -7,80 +7,100 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from ray_sr.errors import ResourceError
 from ray_sr.upscaling.precision import has_fast_bfloat16
 
-Times = dict[str, list[float]]
+Clock = Literal["wall", "cpu"]
 
 
-def use_all_cpus() -> int:
-    """Let torch use every CPU this process may run on; their number."""
-    cpus = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cpus)
-    return cpus
+@dataclass(frozen=True)
+class Bench:
+    """How to measure: on which device, how many rounds after one that does not count, by which clock.
+
+    `cpu` counts the processor time of this process. With one thread that is a fair measure on a machine that
+    does other work as well; several threads also count what they spend waiting for each other.
+    """
+
+    device: torch.device
+    rounds: int
+    clock: Clock = "wall"
+
+    def take_turns(
+        self, contenders: Mapping[str, Callable[[], object]], done: Callable[[], None] = lambda: None
+    ) -> Times:
+        """Runs every contender once a round, one after the other; `done` is called after each round."""
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(1 + self.rounds):
+            for name, run in contenders.items():
+                spent = self._seconds(run)
+                if number:
+                    seconds[name].append(spent)
+            done()
+        return Times(seconds)
+
+    def _seconds(self, run: Callable[[], object]) -> float:
+        read = time.perf_counter if self.clock == "wall" else time.process_time
+        self._wait()
+        began = read()
+        run()
+        self._wait()
+        return read() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of every contender in every round."""
+
+    seconds: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def speedup(self, ours: str, theirs: str) -> dict[str, float]:
+        """Median and quartiles of theirs / ours, round by round: above 1, ours is faster."""
+        pairs = zip(self.seconds[ours], self.seconds[theirs], strict=True)
+        ratios = [their / our for our, their in pairs]
+        several = ratios if len(ratios) > 1 else ratios * 2
+        lower, median, upper = statistics.quantiles(several, n=4, method="inclusive")
+        return {"median": round(median, 3), "lower": round(lower, 3), "upper": round(upper, 3)}
+
+
+def bench_device(name: str) -> torch.device:
+    """`auto`: the GPU where there is one. Raises ResourceError for a device that is absent."""
+    found = torch.cuda.is_available()
+    device = torch.device(("cuda" if found else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not found:
+        raise ResourceError("device cuda: torch finds no GPU; use --device cpu")
+    return device
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use so many threads: by default one for each CPU that this process may run on."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
 def describe_machine(device: torch.device) -> str:
-    """One line: processor, CPUs and threads, GPU, torch's version, and whether bfloat16 is multiplied in hardware."""
-    parts = [f"{_processor()}, {len(os.sched_getaffinity(0))} CPUs, {torch.get_num_threads()} threads"]
+    """One line: processor, CPUs and threads, GPU, version of torch, whether bfloat16 is multiplied in hardware."""
+    cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    parts = [f"{_processor()}, {cpus} CPUs, {threads} threads"]
     if device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
-    bf16 = "in hardware" if has_fast_bfloat16(device) else "not in hardware"
-    return ", ".join([*parts, f"torch {torch.__version__}", f"bf16 {bf16}"])
+    bf16 = "bf16 in hardware" if has_fast_bfloat16(device) else "no bf16 in hardware"
+    return ", ".join([*parts, f"torch {torch.__version__}", bf16])
 
 
 def _processor() -> str:
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
-def take_turns(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    device: torch.device,
-    done: Callable[[], None] = lambda: None,
-    warm_up: int = 1,
-) -> Times:
-    """Seconds of each contender in each of `rounds`, after `warm_up` rounds that do not count.
-
-    A round runs every contender once, one after the other. `done` is called after each round, warm-up included.
-    """
-    times: Times = {name: [] for name in contenders}
-    for number in range(warm_up + rounds):
-        for name, run in contenders.items():
-            seconds = _seconds(run, device)
-            if number >= warm_up:
-                times[name].append(seconds)
-        done()
-    return times
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    _wait_for(device)
-    began = time.perf_counter()
-    run()
-    _wait_for(device)
-    return time.perf_counter() - began
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def medians(times: Times) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def speedups(times: Times, ours: str, theirs: str) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile of theirs / ours, round by round: above 1, ours is faster."""
-    ratios = sorted(their / our for our, their in zip(times[ours], times[theirs], strict=True))
-    if len(ratios) == 1:
-        return ratios[0], ratios[0], ratios[0]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return low, middle, high
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -6,9 +6,12 @@ The losses are read on the host in every step.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ray_sr.models import Generator
 
 EMA_DECAY = 0.999
 TILE = 400
@@ -75,6 +78,9 @@ class PlainGanLoop:
 class PlainVGG(nn.Module):
     """torchvision's VGG19 up to conv5_4, before its ReLU, of ImageNet-normalised RGB in [0, 1]."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         from torchvision.models import vgg19
@@ -105,18 +111,26 @@ def update_average(average: nn.Module, generator: nn.Module) -> None:
 
 
 @torch.inference_mode()
-def plain_upscale(generator: nn.Module, photo: Tensor, scale: int, tile: int = TILE, pad: int = TILE_PAD) -> Tensor:
-    """float32 1×3×H×W -> 1×3×(H·scale)×(W·scale), tile by tile; a tile sees `pad` input pixels around it."""
-    height, width = photo.shape[-2:]
+def plain_upscale(
+    generator: Generator, picture: np.ndarray, device: torch.device, tile: int = TILE, pad: int = TILE_PAD
+) -> np.ndarray:
+    """uint8 H×W×3 -> uint8 (H·scale)×(W·scale)×3, tile by tile; a tile sees `pad` input pixels around it."""
+    photo = torch.from_numpy(picture.astype(np.float32) / 255).permute(2, 0, 1)[None].contiguous().to(device)
+    scale, (height, width) = generator.capability.scale, picture.shape[:2]
     result = photo.new_empty(1, 3, height * scale, width * scale)
     for top in range(0, height, tile):
         for left in range(0, width, tile):
-            bottom, right = min(top + tile, height), min(left + tile, width)
-            first, start = max(top - pad, 0), max(left - pad, 0)
-            seen = photo[..., first : min(bottom + pad, height), start : min(right + pad, width)]
-            upper, near = (top - first) * scale, (left - start) * scale
-            rows, columns = (bottom - top) * scale, (right - left) * scale
-            result[..., top * scale : bottom * scale, left * scale : right * scale] = generator(seen)[
-                ..., upper : upper + rows, near : near + columns
-            ]
-    return result
+            rows, first = _along(top, tile, pad, height, scale)
+            columns, start = _along(left, tile, pad, width, scale)
+            bottom, right = min(top + tile, height) * scale, min(left + tile, width) * scale
+            core = result[..., top * scale : bottom, left * scale : right]
+            core.copy_(generator(photo[..., rows, columns])[..., first, start])
+    pixels: np.ndarray = result[0].clamp_(0, 1).permute(1, 2, 0).cpu().numpy()
+    return (pixels * 255).round().astype(np.uint8)
+
+
+def _along(begin: int, tile: int, pad: int, length: int, scale: int) -> tuple[slice, slice]:
+    """Along one axis: what a tile sees of the input, and where its own part lies in the network's result."""
+    end, first = min(begin + tile, length), max(begin - pad, 0)
+    inner = slice((begin - first) * scale, (end - first) * scale)
+    return slice(first, min(end + pad, length)), inner

@@ -22,6 +22,7 @@ from ray_sr.recipe import (
     NoiseSpec,
     PairsSpec,
     SecondOrderSpec,
+    SharpenSpec,
 )
 from tests.degradations.pictures import batch, generators, picture
 
@@ -36,6 +37,7 @@ PIPELINES: dict[str, tuple[int, list[DegradationSpec]]] = {
     "classical": (4, [ALL_KERNELS, DownscaleSpec(), NoiseSpec(probability=0.8), CompressionSpec()]),
     "webp": (2, [DownscaleSpec(), CompressionSpec(kind="webp", probability=0.5)]),
     "second order": (4, [SecondOrderSpec()]),
+    "sharpened second order": (4, [SharpenSpec(), SecondOrderSpec()]),
     "weak second order": (4, [SecondOrderSpec(strength=0.4)]),
     "motion": (1, [MotionBlurSpec(size=15, gamma=2.2), NoiseSpec()]),
 }

@@ -22,6 +22,10 @@ from ray_sr.training.optimizer import GuardedOptimizer, average_weights, rate_fa
         ),
         (ScheduleSpec(kind="cosine"), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 100)),
         (
+            ScheduleSpec(kind="cosine", cycles=4),
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 25),
+        ),
+        (
             ScheduleSpec(kind="linear", final=0.0),
             lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, 100),
         ),
