@@ -273,7 +273,7 @@ def _table(evaluation: Evaluation) -> str:
         cells = []
         for name, column in columns:
             ours, base = row.figures[name], row.baseline[name]
-            better = ours < base if name == "vgg19_conv3_4" else ours > base
+            better = ours < base if column.lower_is_better else ours > base
             cells.append(f'<td class="{"better" if better else ""}">{column.show(ours)}</td>')
             cells.append(f'<td class="base">{column.show(base)}</td>')
         body.append(f"<tr><th>{escape(row.name)}</th>{''.join(cells)}</tr>")

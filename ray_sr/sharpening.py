@@ -21,9 +21,7 @@ THRESHOLD = 10 / 255
 
 def gaussian_blur(photos: Tensor) -> Tensor:
     """Float N×C×H×W blurred by SIGMA, reflected at the border. For crops: its cost grows with the side's cube."""
-    height, width = (
-        torch.from_numpy(_blur_matrix(side)).to(photos.device, photos.dtype) for side in photos.shape[-2:]
-    )
+    height, width = (_blur_matrix(side, photos.device, photos.dtype) for side in photos.shape[-2:])
     with torch.autocast(photos.device.type, enabled=False):
         return height @ photos @ width.T
 
@@ -40,12 +38,12 @@ def sharpen(photos: Tensor, blur: Callable[[Tensor], Tensor] = gaussian_blur) ->
 
 
 @lru_cache(maxsize=16)
-def _blur_matrix(side: int) -> np.ndarray:
-    """float64 side×side: how much of each input pixel every output pixel of a line gets."""
+def _blur_matrix(side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """side×side: how much of each input pixel every output pixel of a line gets. Kept on the device."""
     offsets = np.arange(KERNEL) - KERNEL // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     period = max(2 * side - 2, 1)
     sources = (np.arange(side)[:, None] + offsets) % period
     matrix = np.zeros((side, side))
     np.add.at(matrix, (np.arange(side)[:, None], np.minimum(sources, period - sources)), weights / weights.sum())
-    return matrix
+    return torch.from_numpy(matrix).to(device, dtype)

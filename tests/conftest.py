@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+# Tiny networks run fastest on one thread, and workers beside each other do not fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 

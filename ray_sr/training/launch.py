@@ -23,10 +23,10 @@ from ray.train.torch import TorchTrainer
 from ray_sr import __version__
 from ray_sr.data.manifest import read_manifest
 from ray_sr.data.stream import batch_dataset, open_stream
-from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
+from ray_sr.errors import ClusterError, InputError, ModelError, RaySRError, RecipeError, ResourceError
 from ray_sr.features import resolve_feature_weights
 from ray_sr.images import write_bytes
-from ray_sr.models.weights import load_weights
+from ray_sr.model_store import load_model
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import recipe_yaml
 from ray_sr.storage import first_line
@@ -62,8 +62,11 @@ def train(
     shards: str | None = None,
     resume: bool = False,
     listen: Listener = lambda record: None,
+    stop: threading.Event | None = None,
 ) -> Trained:
     """Train a recipe into a run folder; Ray must be running. `listen` hears every record of the journal.
+
+    Where `stop` is set by another thread, the run ends at its next log line, with a checkpoint, by Interrupted.
 
     Everything that can be wrong is checked before any work. Raises RecipeError, InputError, ResourceError,
     ModelError, ClusterError, and Interrupted.
@@ -76,7 +79,7 @@ def train(
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
-    weights = load_weights(recipe.init, recipe.network)[1] if recipe.init else None
+    weights = _initial_weights(recipe.init, recipe) if recipe.init else None
     facts = _write_facts(recipe, run, place, digest)
     monitor = start_monitor()
     stream = open_stream(recipe, place, FirstRow(monitor))
@@ -105,7 +108,7 @@ def train(
     listen({"event": "facts", "step": 0, **facts})
     trackers = Trackers(recipe, run.folder)
     try:
-        return _Driver(trainer, run, monitor, [listen, trackers.hear]).run()
+        return _Driver(trainer, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
     finally:
         trackers.close()
 
@@ -147,6 +150,17 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     )
 
 
+def _initial_weights(ref: str, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Weights of the model that the generator starts from; ModelError where it is another network."""
+    model = load_model(ref)
+    if model.network != recipe.network:
+        theirs = f"{model.network.generator.kind} x{model.network.scale}" if model.network else "a foreign network"
+        raise ModelError(
+            f"init {ref}: {theirs} is not the recipe's {recipe.generator.kind} x{recipe.scale} with the same options"
+        )
+    return model.module.state_dict()
+
+
 def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     return RunConfig(
         name=run.folder.name,
@@ -181,8 +195,16 @@ def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str
 class _Driver:
     """Runs the trainer in a thread of its own while this one writes the journal and hears Ctrl-C."""
 
-    def __init__(self, trainer: TorchTrainer, run: Run, monitor: Any, listeners: Sequence[Listener]) -> None:
-        self.trainer, self.run_folder, self.monitor, self.listeners = trainer, run, monitor, listeners
+    def __init__(
+        self,
+        trainer: TorchTrainer,
+        run: Run,
+        monitor: Any,
+        listeners: Sequence[Listener],
+        stop: threading.Event,
+    ) -> None:
+        self.trainer, self.run_folder, self.monitor = trainer, run, monitor
+        self.listeners, self.stop = listeners, stop
         self.journal = Journal(run.journal)
         self.failure: BaseException | None = None
         self.refusal: Record | None = None
@@ -198,6 +220,8 @@ class _Driver:
             while thread.is_alive():
                 thread.join(DRAIN_SECONDS)
                 self._drain()
+                if self.stop.is_set() and not self.interrupted:
+                    self._interrupt()
             self._drain()
         finally:
             self.journal.close()
@@ -220,9 +244,7 @@ class _Driver:
         def hear(number: int, frame: FrameType | None) -> None:
             if self.interrupted:
                 os._exit(130)
-            self.interrupted = True
-            self.monitor.stop.remote()
-            self._tell({"event": "stopping", "step": self.step})
+            self._interrupt()
 
         for number in before:
             signal.signal(number, hear)
@@ -232,6 +254,11 @@ class _Driver:
                 signal.signal(number, handler)
 
         return restore
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self.monitor.stop.remote()
+        self._tell({"event": "stopping", "step": self.step})
 
     def _drain(self) -> None:
         try:

@@ -27,6 +27,7 @@ class Ledger(tune.Callback):
         self._sweep, self._recipe, self._budget = sweep, recipe, budget
         self._gpus, self._progress = gpus_of_trial, progress
         self._account = sweep.card()
+        self._shown: dict[int, int] = {}
         self._last_count = self._last_note = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -40,11 +41,12 @@ class Ledger(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         card = self._take_values(trial)
-        metric = self._progress.metric
+        step = result.get("step", 0)
         if result.get("replayed"):
-            self._progress.known(card.number, result[metric])
-        elif not result.get("done"):
+            self._progress.known(card.number, result[self._progress.metric])
+        elif step > self._shown.get(card.number, 0):  # the result that ends a trial may repeat the last one
             self._progress.validated(card, self._steps(card), result)
+        self._shown[card.number] = step
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         folder = self._sweep.trial(trial.config["trial"])

@@ -153,7 +153,7 @@ def _parallel(results: Results) -> Figure:
     """Every trial as a line through its values, coloured by what it reached."""
     names = short_names(list(results.space.fields))
     scales = [_of_domain(short, results.space.fields[name]) for name, short in names.items()]
-    tail = {
+    tail: dict[str, list[Any]] = {
         "parameters": [o.parameters for o in results.ranked],
         "steps/s": [o.steps_per_s for o in results.ranked],
         LABELS[results.space.objective.metric]: _objectives(results),

@@ -70,7 +70,6 @@ class KeepingPBT(PopulationBasedTraining):
             time_attr="step",
             perturbation_interval=interval,
             hyperparam_mutations={"values": ranges},
-            synch=True,  # scores are compared at the same step, also where trials take turns on few CPUs
             require_attrs=False,  # a trial that is told to stop before its first validation has none
             log_config=False,
         )

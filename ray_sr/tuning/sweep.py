@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -200,7 +201,8 @@ def _fit(
         ),
     )
     try:
-        tuner.fit()
+        with redirect_stdout(sys.stderr):  # Ray prints warnings of its raylet; stdout belongs to the result
+            tuner.fit()
     except (ray.exceptions.RayError, tune.TuneError) as error:
         raise ClusterError(f"Ray Tune stopped: {str(error).splitlines()[0]}; go on with --resume") from error
 

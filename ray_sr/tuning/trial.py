@@ -57,7 +57,9 @@ class TrialRun(tune.Trainable):
                 ray.get(self._trainer.stop.remote())
             record, self._is_training = ray.get(self._trainer.next.remote())
             if record is not None:
-                return self._report(record)
+                result = self._report(record)
+                if record["step"] < self._recipe.total_steps:
+                    return result
         return {**self._last, "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

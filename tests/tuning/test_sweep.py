@@ -110,7 +110,7 @@ def test_asha_stops_the_worse_trial_and_nothing_stays_behind(
     said = capsys.readouterr()
     assert "trial 3: stopped early" in said.err
     assert "trial 2: failed: " in said.err
-    assert not said.out  # Tune's own reports
+    assert not said.out  # it belongs to the result, not to what Ray has to say
 
     store = Store(tmp_path / "store")
     record = publish_best(sweep, results, store, "best")
@@ -142,8 +142,8 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, shards: str) -> Non
     reached = [record["step"] for record in second.records("validation")]
     spent = sweep.card().seconds
 
+    arguments = ["-c", "demo", "-o", str(sweep.path), "--resume"]
     with pytest.raises(RecipeError, match="another recipe"):
-        arguments = ["-c", "demo", "-o", str(sweep.path), "--resume"]
         CliRunner().invoke(tune, arguments, catch_exceptions=False)
     results = run_sweep(sweep, concurrent=1, quiet=True)
     assert statuses(results) == {1: "done", 2: "done"}
@@ -161,24 +161,23 @@ def test_population_based_training_hands_on_states(tmp_path: Path, shards: str) 
     """The trial that learns nothing takes over the state of the other one, and another learning rate."""
     space = """
     fields: {pretrain.optimizer.lr: {loguniform: [1e-9, 1e-2]}}
-    scheduler: {kind: pbt, interval: 20}
+    scheduler: {kind: pbt, interval: 200}
     budget: {trials: 2}
-    seed: 5
+    seed: 10
     """
-    planned = [values["pretrain.optimizer.lr"] for values in parse_space(space).plan()]
-    assert min(planned) < 1e-6
-    assert max(planned) > 1e-4
-    recipe = parse_recipe(RECIPE_TEXT, ["pretrain.steps=400", "validation.every=200"])
+    first, second = [values["pretrain.optimizer.lr"] for values in parse_space(space).plan()]
+    assert first > 1e-4
+    assert second < 1e-6
+    recipe = parse_recipe(RECIPE_TEXT, ["pretrain.steps=500", "validation.every=100"])
     sweep = begun(tmp_path / "sweep", shards, space, recipe)
     results = run_sweep(sweep, concurrent=1, quiet=True)
     assert statuses(results) == {1: "done", 2: "done"}
-    worse, better = sorted((1, 2), key=lambda number: planned[number - 1])
-    card = sweep.trial(worse).card()
+    card = sweep.trial(2).card()
     assert card is not None
-    assert card.values["pretrain.optimizer.lr"] > planned[worse - 1]
-    reached = {o.number: dict(o.course) for o in results.outcomes}
-    assert reached[worse][200] < reached[better][200] - 1
-    assert reached[worse][400] > reached[better][200]
+    assert card.values["pretrain.optimizer.lr"] > second
+    course = {o.number: dict(o.course) for o in results.outcomes}
+    assert course[2][200] < course[1][200] - 1
+    assert course[2][500] > course[1][200]
     wait_until(nothing_is_reserved)
 
 
