@@ -17,7 +17,6 @@ from ray_sr.storage import exists, first_line, open_filesystem, read_file, write
 
 MANIFEST = "manifest.json"
 PHOTOS = "photos.parquet"
-FORMAT = 1
 
 Split = Literal["train", "validation"]
 Encoding = Literal["webp", "png", "raw"]

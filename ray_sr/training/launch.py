@@ -156,7 +156,8 @@ def _initial_weights(ref: str, recipe: Recipe) -> dict[str, torch.Tensor]:
     if model.network != recipe.network:
         theirs = f"{model.network.generator.kind} x{model.network.scale}" if model.network else "a foreign network"
         raise ModelError(
-            f"init {ref}: {theirs} is not the recipe's {recipe.generator.kind} x{recipe.scale} with the same options"
+            f"init {ref}: {theirs} is not the recipe's generator, {recipe.generator.kind} x{recipe.scale} "
+            "with the same options"
         )
     return model.module.state_dict()
 

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import ray
+import yaml
 from ray import tune
 
 from ray_sr.data.manifest import read_manifest
@@ -43,7 +44,7 @@ from ray_sr.tuning.results import (
 )
 from ray_sr.tuning.schedulers import make_scheduler
 from ray_sr.tuning.searching import Known, ListSearch, OptunaTrials, Planned, trial_config
-from ray_sr.tuning.space import Budget, Space, Values
+from ray_sr.tuning.space import Space, Values, parse_space
 from ray_sr.tuning.trial import TrialRun
 
 _SETTINGS = {
@@ -72,13 +73,12 @@ def begin_sweep(sweep: SweepFolder, recipe: Recipe, space: Space, shards: str | 
 
 def change_budget(sweep: SweepFolder, *, trials: int | None, seconds: float | None) -> None:
     """Give a sweep that goes on another number of trials or more time. Raises RecipeError as `Space` does."""
-    given = {name: value for name, value in (("trials", trials), ("time", seconds)) if value is not None}
     card = sweep.card()
-    space = {**card.space, "budget": {**card.space.get("budget", {}), **given}}
-    spent = spent_budget(Budget.model_validate(space["budget"]), card.seconds, card.gpu_seconds)
-    if spent:
+    text = yaml.safe_dump(card.space)
+    space = parse_space(text, trials=trials, seconds=seconds, source=str(sweep.card_file))
+    if spent := spent_budget(space.budget, card.seconds, card.gpu_seconds):
         raise RecipeError(f"{sweep.path}: {spent}: give more with --time (it counts from the sweep's beginning)")
-    sweep.write(card.model_copy(update={"space": space}))
+    sweep.write(card.model_copy(update={"space": space.dump()}))
 
 
 def run_sweep(sweep: SweepFolder, *, concurrent: int | None = None, quiet: bool = False) -> Results:
