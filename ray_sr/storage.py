@@ -40,7 +40,7 @@ def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 def _of_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """What pyarrow opens itself, else what fsspec does (http, https, hf, abfs and more)."""
     scheme = uri.partition("://")[0].lower()
-    if scheme in _ARROW_SCHEMES:
+    if scheme in _ARROW_SCHEMES or scheme.startswith("fsspec+"):
         return pafs.FileSystem.from_uri(uri)
     import fsspec
 

@@ -215,6 +215,18 @@ def test_perceptual_loss_under_autocast(memory_format: torch.memory_format) -> N
     assert sr.grad.abs().amax(dim=(1, 2, 3)).gt(0).all()
 
 
+def test_weights_converted_beforehand_give_what_autocast_gives() -> None:
+    found = []
+    for dtype in (None, torch.bfloat16):
+        sr = photos(1).requires_grad_()
+        (term,) = build_content_losses([RANDOM], FeaturesSpec(), dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = term(sr, photos(2))
+        loss.backward()
+        found.append((loss.detach(), sr.grad))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_terms_have_unique_names_and_their_weights() -> None:
     specs: list[LossSpec] = [PixelLossSpec(weight=0.5), RANDOM, PixelLossSpec(weight=2.0), ColourLossSpec(), RANDOM]
     terms = build_content_losses(specs, FeaturesSpec())

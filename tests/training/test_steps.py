@@ -123,6 +123,37 @@ def test_discriminator_loss_and_gradient_equal_one_joint_backward() -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["bce", "relativistic"])
+def test_sharing_a_forward_pass_gives_the_gradients_of_passes_apart(kind: str) -> None:
+    """Against the textbook: one pass and one backward for each network's loss, on networks with BatchNorm."""
+    state = state_of(f"gan.adversarial={{kind: {kind}, weight: 0.3}}")
+    assert state.discriminator
+    step, generator, critic = gan_step(state), copy.deepcopy(state.generator), copy.deepcopy(state.discriminator)
+    lr, hr = batch()
+    step.run(lr, hr, 0, torch.Generator())
+
+    def against(first: torch.Tensor, second: torch.Tensor, label: float) -> torch.Tensor:
+        centred = first - second.mean() if kind == "relativistic" else first
+        return nn.functional.binary_cross_entropy_with_logits(centred, torch.full_like(first, label))
+
+    sr = generator(lr)
+    content = sum(term.weight * term(sr, hr) for term in step.losses)
+    fake, real = critic(sr), critic(hr)
+    adversarial = against(fake, real, 1.0)
+    if kind == "relativistic":
+        adversarial = (adversarial + against(real.detach(), fake, 0.0)) / 2
+    (content + 0.3 * adversarial).backward()
+    critic.zero_grad()
+    fake, real = critic(sr.detach()), critic(hr)
+    ((against(real, fake, 1.0) + against(fake, real, 0.0)) / 2).backward()
+    for ours, textbook in ((state.generator, generator), (state.discriminator, critic)):
+        for (name, mine), theirs in zip(ours.named_parameters(), textbook.parameters(), strict=True):
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            size = float(theirs.grad.abs().max())
+            torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-3 * size + 1e-9, rtol=1e-3, msg=name)
+
+
 def test_an_undecided_discriminator_has_the_loss_ln_2() -> None:
     state = state_of("discriminator={kind: tiny}")
     assert state.discriminator

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.model_store import Store
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import load_recipe, parse_recipe
+from ray_sr.training.launch import Interrupted
 from ray_sr.tuning.budget import trials_at_once
 from ray_sr.tuning.folder import SweepFolder
 from ray_sr.tuning.results import Results, read_results
@@ -181,19 +183,33 @@ def test_population_based_training_hands_on_states(tmp_path: Path, shards: str) 
     wait_until(nothing_is_reserved)
 
 
-def test_a_spent_budget_lets_trials_end_at_a_checkpoint(tmp_path: Path, shards: str) -> None:
+def test_ctrl_c_and_a_spent_budget_let_trials_end_at_a_checkpoint(tmp_path: Path, shards: str) -> None:
     recipe = parse_recipe(RECIPE_TEXT, ["pretrain.steps=50000"])
     space = "{fields: {generator.blocks: {grid: [1, 2]}}, budget: {trials: 2, time: 1h}}"
     sweep = begun(tmp_path / "sweep", shards, space, recipe)
+    run = sweep.trial(1).run
+
+    def press_ctrl_c() -> None:
+        wait_until(lambda: run.checkpoint() is not None)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press_ctrl_c).start()
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        run_sweep(sweep, concurrent=1, quiet=True)
+    checkpoint = run.checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint_{run.records('train')[-1]['step']:08d}"
+    assert statuses(read_results(sweep)) == {1: "running"}
+    wait_until(nothing_is_reserved)
+
     sweep.write(sweep.card().model_copy(update={"seconds": 3600 - 1e-3}))
     results = run_sweep(sweep, concurrent=1, quiet=True)
-    assert set(statuses(results).values()) <= {"running"}
+    assert set(statuses(results).values()) == {"running"}
     assert sweep.why_stopped() == "budget"
     with pytest.raises(RecipeError, match=r"the time of 3600 s is spent: give more with --time"):
         change_budget(sweep, trials=None, seconds=None)
     change_budget(sweep, trials=3, seconds=7200)
     assert (sweep.space().trials, sweep.space().budget.time) == (3, 7200)
-    wait_until(nothing_is_reserved)
 
 
 # ------------------------------------------------------------------------------- refused before any trial
@@ -230,7 +246,7 @@ def test_more_at_once_than_there_is_room_for_is_refused(ray_local: None) -> None
     assert trials_at_once(RECIPE, 1) == 1
     with pytest.raises(ResourceError, match="room for 2 at once"):
         trials_at_once(RECIPE, 3)
-    wide = parse_recipe(RECIPE_TEXT, ["training.workers=2", "training.cpus_per_worker=0.5"])
+    wide = parse_recipe(RECIPE_TEXT, ["training.workers=2", "training.cpus_per_worker=0.5", "data.batch=8"])
     assert trials_at_once(wide) == 2
 
 
