@@ -22,6 +22,7 @@ from ray_sr.commands.models import models
 from ray_sr.commands.recipes import recipes
 from ray_sr.commands.serve import serve
 from ray_sr.commands.train import demo, report, train
+from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
 from ray_sr.errors import RaySRError
 
@@ -38,7 +39,7 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, bench, demo):
+for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, tune, bench, demo):
     cli.add_command(command)
 
 

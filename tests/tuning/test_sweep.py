@@ -32,6 +32,11 @@ from ray_sr.tuning.space import parse_space
 from ray_sr.tuning.sweep import begin_sweep, change_budget, publish_best, run_sweep
 from tests.photos import write_real_photos
 
+# Whole sweeps take minutes each on 2 cores: they run where they are asked for.
+pytestmark = pytest.mark.skipif(
+    "RAY_SR_SWEEPS" not in os.environ, reason="whole sweeps run with RAY_SR_SWEEPS=1 in the environment"
+)
+
 PATIENCE_SECONDS = 300
 RECIPE_TEXT = """
 name: tiny
@@ -179,7 +184,7 @@ def test_population_based_training_hands_on_states(tmp_path: Path, shards: str) 
     assert card.values["pretrain.optimizer.lr"] > second
     course = {o.number: dict(o.course) for o in results.outcomes}
     assert course[2][200] < course[1][200] - 1
-    assert course[2][500] > course[1][200]
+    assert course[2][500] > course[2][200] + 3
     wait_until(nothing_is_reserved)
 
 
