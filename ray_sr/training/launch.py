@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from ray_sr.training.trackers import Trackers, check_trackers
 from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
+SILENT_SECONDS = 60.0
 SPARE_ROWS = 64  # rows beyond the last step, for what the split among workers drops
 Listener = Callable[[Record], None]
 
@@ -212,6 +214,7 @@ class _Driver:
         self.last: dict[str, Any] = {}
         self.step = 0
         self.interrupted = False
+        self.heard = time.monotonic()
 
     def run(self) -> Trained:
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
@@ -219,11 +222,11 @@ class _Driver:
         try:
             thread.start()
             while thread.is_alive():
-                thread.join(DRAIN_SECONDS)
-                self._drain()
+                self._drain(DRAIN_SECONDS)
+                self._tell_if_stuck()
                 if self.stop.is_set() and not self.interrupted:
                     self._interrupt()
-            self._drain()
+            self._drain(0)
         finally:
             self.journal.close()
             restore()
@@ -261,13 +264,23 @@ class _Driver:
         self.monitor.stop.remote()
         self._tell({"event": "stopping", "step": self.step})
 
-    def _drain(self) -> None:
+    def _drain(self, seconds: float) -> None:
         try:
-            records = ray.get(self.monitor.drain.remote())
+            records = ray.get(self.monitor.drain.remote(seconds))
         except RayError as error:
             raise ClusterError(f"lost the connection to Ray: {first_line(error)}") from None
         for record in records:
             self._hear(record)
+        if records:
+            self.heard = time.monotonic()
+
+    def _tell_if_stuck(self) -> None:
+        """Others may have taken the CPUs that make crops since the run began; it waits for them in silence."""
+        if time.monotonic() - self.heard < SILENT_SECONDS:
+            return
+        self.heard = time.monotonic()
+        if ray.available_resources().get("CPU", 0) < 1:
+            self._tell({"event": "waiting", "step": self.step})
 
     def _hear(self, record: Record) -> None:
         if record["event"] == "error":

@@ -6,6 +6,8 @@ come without a checkpoint.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,26 +24,46 @@ class _Monitor:
 
     def __init__(self) -> None:
         self._records: list[Record] = []
+        self._taken = 0  # records that the driver got with its last call and may still be writing
+        self._changed = asyncio.Condition()
         self._first_row = 0
         self._stop = False
 
-    def log(self, record: Record) -> bool:
+    async def log(self, record: Record) -> bool:
         """Take a record; answers whether the run is to stop."""
         self._records.append(record)
+        await self._notify()
         return self._stop
 
-    def drain(self) -> list[Record]:
+    async def drain(self, seconds: float) -> list[Record]:
+        """The records that wait, or those of the next `seconds`. To call again says that the last are written."""
+        self._taken = 0
+        await self._notify()
+        if not self._records:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds), self._changed:
+                    await self._changed.wait_for(lambda: self._records)
         records, self._records = self._records, []
+        self._taken = len(records)
         return records
 
-    def begin_at(self, row: int) -> None:
+    async def written(self) -> None:
+        """Returns when the driver has written every record."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._records and not self._taken)
+
+    async def begin_at(self, row: int) -> None:
         self._first_row = row
 
-    def first_row(self) -> int:
+    async def first_row(self) -> int:
         return self._first_row
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._stop = True
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
 
 def start_monitor() -> Any:

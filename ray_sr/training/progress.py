@@ -52,6 +52,8 @@ class TrainingProgress:
                     f"step {record['step']}: {self._psnr} dB (bicubic {record['bicubic_psnr_y']:.2f}), "
                     f"RGB {record['psnr_rgb']:.2f}"
                 )
+            case "waiting":
+                self._progress.say("nothing for a minute and no CPU of the cluster is free: it waits, or is slow")
             case "stopping":
                 self._progress.say("stopping: a checkpoint is saved first (again: stop at once)")
 

@@ -244,6 +244,7 @@ class Worker:
             checkpoint = None
             if self.rank == 0:
                 self.state.save(Path(folder))
+                ray.get(self.monitor.written.remote())  # a resumed run finds all log lines of the steps it keeps
                 checkpoint = Checkpoint.from_directory(folder)
             summary = {"step": self.state.step, "stage": self.stage, **metrics}
             ray.train.report(summary, checkpoint, checkpoint_dir_name=f"checkpoint_{self.state.step:08d}")

@@ -48,7 +48,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ServiceOptions:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # its replicas hold CPUs, which the tests of training need
 def service(ray_local: None, options: ServiceOptions) -> Iterator[Running]:
     with running_service(options) as url:
         yield Running(url, options, Store(options.store))
