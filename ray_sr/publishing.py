@@ -20,9 +20,10 @@ def publish_run(
     metrics: Sequence[Metrics] = (),
     pictures: Mapping[str, bytes] | None = None,
 ) -> ModelRecord:
-    """Publish the last checkpoint's generator under the recipe's name; `stage` pretrain takes the one before GAN.
+    """Publish the last checkpoint's generator under the recipe's name.
 
-    The run's last validation is published with it, beside `metrics` of other test sets.
+    `stage` pretrain takes the one from before the GAN stage, best the one of the highest PSNR-Y in the last stage.
+    The validation of its step is published with it, beside `metrics` of other test sets.
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
     weights = run.generator(stage)
@@ -48,12 +49,15 @@ def publish_run(
 
 
 def _steps(run: Run, stage: str) -> int | None:
+    if stage == "best":
+        return int(run.generator("best").stem.split("-")[1])
     steps = [r["step"] for r in run.records("train") if stage == "last" or r["stage"] == stage]
     return max(steps, default=None)
 
 
 def _validation(run: Run, stage: str) -> list[Metrics]:
-    records = [r for r in run.records("validation") if stage == "last" or r["stage"] == stage]
+    last = _steps(run, stage)
+    records = [r for r in run.records("validation") if last is not None and r["step"] <= last]
     if not records:
         return []
     values = {key: value for key, value in records[-1].items() if isinstance(value, float)}

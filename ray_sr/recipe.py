@@ -123,6 +123,12 @@ class AdversarialSpec(Section):
     weight_clip: Positive | None = Field(None, description="clip the critic's weights to ± this (wasserstein)")
     gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
     critic_updates: int = Field(1, ge=1, le=20, description="discriminator updates for each generator update")
+    pause_above: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="the discriminator skips its update where it tells more than this share of a batch rightly",
+    )
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -350,7 +356,12 @@ class TrainingSpec(Section):
     """Workers, devices, precision, and what is kept."""
 
     workers: int = Field(1, ge=1, le=4096, description="DDP workers")
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: one GPU for each worker")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with as few workers as this while others are missing; the batch stays whole"
+    )
+    accumulate: int = Field(1, ge=1, description="parts of a worker's batch, one after another: needs less memory")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: GPUs for each worker")
+    gpus_per_worker: Positive = Field(1.0, description="GPUs of a worker; a share of one only for a single worker")
     placement: Literal["pack", "spread"] = Field("pack", description="workers on few nodes, or on many")
     cpus_per_worker: Positive = Field(1.0, description="CPUs reserved for each worker")
     threads: int | None = Field(None, ge=1, description="torch threads of a worker; by default its CPUs")
@@ -359,11 +370,14 @@ class TrainingSpec(Section):
     )
     channels_last: bool = Field(True, description="NHWC memory layout inside the networks")
     compile: bool = Field(False, description="torch.compile both networks")
+    tf32: bool = Field(True, description="float32 products of a GPU may round to TF32 (10 bits of mantissa)")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all workers")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator; 0 for none")
     clip_gradients: Positive | None = Field(None, description="largest norm of each network's gradient")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")
+    keep_best: int = Field(1, ge=0, description="how many generators of a stage are kept for their PSNR-Y")
     trackers: list[TrackerName] = Field([], description="experiment trackers that get every figure")
     max_failures: int = Field(3, ge=0, description="how often a lost worker is replaced from the last checkpoint")
 
@@ -398,6 +412,11 @@ class Recipe(Section):
     @property
     def network(self) -> NetworkSpec:
         return NetworkSpec(scale=self.scale, value_range=self.value_range, generator=self.generator)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Parts that the batch of a step is made and computed in, whatever the number of workers at hand."""
+        return self.training.workers * self.training.accumulate
 
     @property
     def total_steps(self) -> int:

@@ -53,14 +53,25 @@ def _features(recipe: Recipe) -> Iterator[str]:
 
 
 def _workers(recipe: Recipe) -> Iterator[str]:
-    batch, workers = recipe.data.batch, recipe.training.workers
-    if batch % workers:
-        yield f"data.batch {batch} cannot be divided among training.workers {workers}"
-    elif (batch // workers) % recipe.data.crops_per_image:
+    batch, training, rows = recipe.data.batch, recipe.training, recipe.rows_per_step
+    among = f"training.workers {training.workers}"
+    if training.accumulate > 1:
+        among += f" with training.accumulate {training.accumulate}"
+    if batch % rows:
+        yield f"data.batch {batch} cannot be divided among {among}"
+    elif (batch // rows) % recipe.data.crops_per_image:
         yield (
-            f"data.crops_per_image {recipe.data.crops_per_image} does not divide the batch of one worker, "
-            f"{batch // workers}"
+            f"data.crops_per_image {recipe.data.crops_per_image} does not divide the batch of one worker"
+            f"{' and part' if training.accumulate > 1 else ''}, {batch // rows}"
         )
+    if training.min_workers and training.min_workers > training.workers:
+        yield f"training.min_workers {training.min_workers} is more than {among}"
+    if training.min_workers and training.sync_batchnorm:
+        yield "training.min_workers gives workers unequal parts of a batch: set sync_batchnorm to false"
+    if training.accumulate > 1 and training.sync_batchnorm:
+        yield "training.accumulate shows BatchNorm a part of the batch at a time: set sync_batchnorm to false"
+    if training.gpus_per_worker < 1 and training.workers > 1:
+        yield "NCCL needs a whole GPU for each worker: set training.gpus_per_worker to 1 or training.workers to 1"
 
 
 def _degradation(recipe: Recipe) -> Iterator[str]:

@@ -28,7 +28,7 @@ from ray_sr.recipe_reader import load_recipe, recipe_names
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, TrainState, step_seed
-from ray_sr.training.steps import GanStep, Losses, PretrainStep
+from ray_sr.training.steps import GanStep, Losses, Part, PretrainStep
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.photos import upscale_photo
 from tests.photos import real_photos
@@ -219,8 +219,7 @@ def build_step(state: TrainState, losses: Sequence[ContentLoss]) -> PretrainStep
 
 def run_step(state: TrainState, step: PretrainStep | GanStep, lr: Tensor, hr: Tensor) -> Losses:
     seed = step_seed(state.recipe.seed, 0, state.step)
-    torch.manual_seed(seed)
-    return step.run(lr, hr, state.step_of_stage, torch.Generator().manual_seed(seed))
+    return step.run([Part(lr, hr, seed)], state.step_of_stage)
 
 
 @dataclass

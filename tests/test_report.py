@@ -24,7 +24,7 @@ from ray_sr.report_notes import EQUILIBRIUM
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer
 from ray_sr.training.runs import Run
-from ray_sr.training.steps import GanStep
+from ray_sr.training.steps import GanStep, Part
 from tests.image_files import GIF, JPEG, PNG
 from tests.made_up_run import BICUBIC, GAN, PRETRAIN, RECIPE, made_up_run
 
@@ -299,7 +299,7 @@ class TestEquilibrium:
         compute = Compute.of(TrainingSpec(precision="fp32"), torch.device("cpu"))
         step = GanStep(generator, critic, *optimizers, [], AdversarialSpec(), compute)
         photos = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        logged = step.run(photos, photos, 0, torch.Generator())
+        logged = step.run([Part(photos, photos)], 0)
         assert float(logged["d_loss"]) == pytest.approx(EQUILIBRIUM["bce"], abs=1e-6)
 
 

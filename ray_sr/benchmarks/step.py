@@ -24,7 +24,7 @@ from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import load_recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, PretrainStep
+from ray_sr.training.steps import GanStep, Part, PretrainStep
 
 RECIPE = "msrgan-x4"
 BATCH = 4
@@ -107,7 +107,6 @@ class OurLoop:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.compute = Compute.of(recipe.training, device)
         self.state = TrainState(recipe, self.compute)
-        self.noise = torch.Generator()
         if recipe.training.compile:
             for module in (self.state.generator, self.state.discriminator):
                 if module is not None:
@@ -116,8 +115,8 @@ class OurLoop:
 
     def run(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         """One step; LR and HR float32 N×3×h×w in [0, 1]."""
-        self.noise.manual_seed(step_seed(self.state.recipe.seed, 0, self.state.step))
-        losses = self.step.run(lr, hr, self.state.step_of_stage, self.noise)
+        seed = step_seed(self.state.recipe.seed, 0, self.state.step)
+        losses = self.step.run([Part(lr, hr, seed)], self.state.step_of_stage)
         self.state.advance()
         return losses
 

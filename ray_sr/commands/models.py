@@ -53,8 +53,8 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @models.command()
 @click.argument("run")
 @click.option("--name", help="Name in the store (default: the recipe's).")
-@click.option("--stage", type=click.Choice(["last", "pretrain"]), default="last", show_default=True,
-              help="Which generator of the run: the last one, or the one from before the GAN stage.")  # fmt: skip
+@click.option("--stage", type=click.Choice(["last", "best", "pretrain"]), default="last", show_default=True,
+              help="Which generator: the last, that of the best PSNR-Y, or that before the GAN.")  # fmt: skip
 @click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
 @store_option
 @json_option

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ray_sr.data.ahead import ahead
 from ray_sr.data.stream import BatchStream
@@ -15,31 +17,41 @@ from ray_sr.data.stream import BatchStream
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch of one worker and step: uint8 N×h×w×3 and N×H×W×3, in memory of their own."""
+    """A row of the stream: uint8 N×h×w×3 and N×H×W×3, in memory of their own (page-locked where asked)."""
 
     row: int
-    lr: np.ndarray
-    hr: np.ndarray
+    lr: Tensor
+    hr: Tensor
+
+    @classmethod
+    def of(cls, row: int, lr: np.ndarray, hr: np.ndarray, pinned: bool) -> Batch:
+        tensors = [torch.from_numpy(pixels) for pixels in (lr, hr)]
+        return cls(row, *(tensor.pin_memory() if pinned else tensor for tensor in tensors))
 
 
-def made_here(stream: BatchStream, first: int, stride: int, threads: int = 1) -> Iterator[Batch]:
-    """Batches of the rows first, first + stride, …, made by threads of this process."""
+def made_here(
+    stream: BatchStream, first: int, stride: int, threads: int = 1, pinned: bool = False
+) -> Iterator[Batch]:
+    """Batches of the rows first, first + stride, …, made by threads of this process.
+
+    A GPU copies pinned ones while it computes.
+    """
 
     def make(row: int) -> Batch:
         lr, hr = stream.batches([row])
-        return Batch(row, lr[0], hr[0])
+        return Batch.of(row, lr[0], hr[0], pinned)
 
     return ahead(make, itertools.count(first, stride), threads)
 
 
-def made_by_tasks(stream: BatchStream, rows: Any) -> Iterator[Batch]:
+def made_by_tasks(stream: BatchStream, rows: Any, pinned: bool = False) -> Iterator[Batch]:
     """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process."""
     # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
     source = iter(rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
 
     def take(_: None) -> list[Batch] | None:
         block = next(source, None)
-        return None if block is None else _completed(stream, block)
+        return None if block is None else _completed(stream, block, pinned)
 
     for batches in ahead(take, itertools.repeat(None), 1):
         if batches is None:
@@ -47,11 +59,11 @@ def made_by_tasks(stream: BatchStream, rows: Any) -> Iterator[Batch]:
         yield from batches
 
 
-def _completed(stream: BatchStream, block: dict[str, np.ndarray]) -> list[Batch]:
+def _completed(stream: BatchStream, block: dict[str, np.ndarray], pinned: bool) -> list[Batch]:
     """The rows of a block, copied because the object store is read-only."""
     rows, hr = block["row"].tolist(), block["hr"].copy()
     lr = block["lr"].copy() if "lr" in block else [stream.degrade(*pair) for pair in zip(rows, hr, strict=True)]
-    return [Batch(*row) for row in zip(rows, lr, hr, strict=True)]
+    return [Batch.of(*row, pinned) for row in zip(rows, lr, hr, strict=True)]
 
 
 def spare_threads(cpus: float) -> int:

@@ -1,8 +1,8 @@
 """An endless, ordered stream of training batches, made by Ray Data tasks or in the training worker.
 
-A row of the stream is one worker's batch of one step. Row numbers lead to sub-images through a shuffled order
-for each epoch, so the stream has no seam between epochs and can start at any row, and it is the same stream
-wherever its batches are made.
+A row of the stream is a part of a step's batch, as a worker computes it at once. Row numbers lead to
+sub-images through a shuffled order for each epoch, so the stream has no seam between epochs and can start at
+any row, and it is the same stream wherever its batches are made.
 
 Where that is (`data.degrade_in`): a task of Ray Data can run on any CPU of the cluster and costs some 3 ms a
 batch beyond the crops themselves, for the task and for the way of its pixels through the object store. In
@@ -103,7 +103,7 @@ def open_stream(recipe: Recipe, shards: str, first_row: Callable[[], int]) -> Ba
         )
     plan = CropPlan.of(recipe)
     _check_pairs(plan, index, shards)
-    visits = recipe.data.batch // recipe.training.workers // recipe.data.crops_per_image
+    visits = recipe.data.batch // recipe.rows_per_step // recipe.data.crops_per_image
     pixels = open_pixels(index, recipe.data.cache)
     place = recipe.data.degrade_in
     if place == "auto":

@@ -27,6 +27,10 @@ class Compute:
     @classmethod
     def of(cls, training: TrainingSpec, device: torch.device) -> Compute:
         bf16 = training.precision == "bf16" or (training.precision == "auto" and has_fast_bfloat16(device))
+        if device.type == "cuda":
+            product = "tf32" if training.tf32 else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = product
+            torch.backends.cudnn.conv.fp32_precision = product  # type: ignore[attr-defined]
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         return cls(device, torch.bfloat16 if bf16 else None, layout)
 

@@ -85,8 +85,10 @@ def train(
     facts = _write_facts(recipe, run, place, digest)
     monitor = start_monitor()
     stream = open_stream(recipe, place, FirstRow(monitor))
+    unknown = run.forget_broken_note() if resume else None
     config = {
         "recipe": recipe.dump(),
+        "resume": str(unknown) if unknown else None,
         "shards": place,
         "monitor": monitor,
         "init": ray.put(weights) if weights is not None else None,
@@ -98,7 +100,7 @@ def train(
             "skipped": stream.index.skipped,
         },
     }
-    rows = (recipe.total_steps + SPARE_ROWS) * recipe.training.workers
+    rows = (recipe.total_steps + SPARE_ROWS) * recipe.rows_per_step
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -110,7 +112,7 @@ def train(
     listen({"event": "facts", "step": 0, **facts})
     trackers = Trackers(recipe, run.folder)
     try:
-        return _Driver(trainer, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
+        return _Driver(trainer, recipe, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
     finally:
         trackers.close()
 
@@ -135,20 +137,27 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     training = recipe.training
     have = ray.cluster_resources()
     gpus = have.get("GPU", 0)
-    use_gpu = training.device == "gpu" or (training.device == "auto" and gpus >= training.workers)
-    if use_gpu and gpus < training.workers:
-        raise ResourceError(f"training.workers {training.workers} need a GPU each, the cluster has {gpus:g}")
-    needed = training.workers * training.cpus_per_worker
+    fewest = training.min_workers or training.workers
+    wanted = fewest * training.gpus_per_worker
+    use_gpu = training.device == "gpu" or (training.device == "auto" and gpus >= wanted)
+    if use_gpu and gpus < wanted:
+        each = "a GPU" if training.gpus_per_worker == 1 else f"{training.gpus_per_worker:g} GPUs"
+        raise ResourceError(f"training.workers {fewest} need {each} each, the cluster has {gpus:g}")
+    needed = fewest * training.cpus_per_worker
     if needed + 1 > have.get("CPU", 0):
         raise ResourceError(
-            f"{training.workers} workers with {training.cpus_per_worker:g} CPUs leave none of "
+            f"{fewest} workers with {training.cpus_per_worker:g} CPUs leave none of "
             f"{have.get('CPU', 0):g} CPUs to make crops: lower training.cpus_per_worker (0.5) or training.workers"
         )
+    workers: Any = training.workers if fewest == training.workers else (fewest, training.workers)
     return ScalingConfig(
-        num_workers=training.workers,
+        num_workers=workers,
         use_gpu=use_gpu,
         placement_strategy=training.placement.upper(),
-        resources_per_worker={"CPU": training.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        resources_per_worker={
+            "CPU": training.cpus_per_worker,
+            **({"GPU": training.gpus_per_worker} if use_gpu else {}),
+        },
     )
 
 
@@ -201,16 +210,18 @@ class _Driver:
     def __init__(
         self,
         trainer: TorchTrainer,
+        recipe: Recipe,
         run: Run,
         monitor: Any,
         listeners: Sequence[Listener],
         stop: threading.Event,
     ) -> None:
-        self.trainer, self.run_folder, self.monitor = trainer, run, monitor
+        self.trainer, self.recipe, self.run_folder, self.monitor = trainer, recipe, run, monitor
         self.listeners, self.stop = listeners, stop
         self.journal = Journal(run.journal)
         self.failure: BaseException | None = None
         self.refusal: Record | None = None
+        self.unwritable: ResourceError | None = None
         self.last: dict[str, Any] = {}
         self.step = 0
         self.interrupted = False
@@ -283,23 +294,35 @@ class _Driver:
             self._tell({"event": "waiting", "step": self.step})
 
     def _hear(self, record: Record) -> None:
-        if record["event"] == "error":
-            self.refusal = record
-            return
-        if record["event"] == "sample":
-            write_bytes(self.run_folder.samples / f"{record['step']:08d}.png", record["png"])
-            return
-        if record["event"] == "validation":
-            self.last = {key: value for key, value in record.items() if isinstance(value, float)}
-        self.step = record["step"]
-        self.journal.write(record)
-        self._tell(record)
+        try:
+            if self.unwritable is None:
+                self._note(record)
+        except OSError as error:
+            self.unwritable = ResourceError(f"{self.run_folder.folder}: cannot write: {first_line(error)}")
+            self.monitor.stop.remote()
+
+    def _note(self, record: Record) -> None:
+        match record["event"]:
+            case "error":
+                self.refusal = record
+            case "sample":
+                write_bytes(self.run_folder.samples / f"{record['step']:08d}.png", record["png"])
+            case "best":
+                self.run_folder.keep_best(record, self.recipe.training.keep_best)
+            case kind:
+                if kind == "validation":
+                    self.last = {key: value for key, value in record.items() if isinstance(value, float)}
+                self.step = record["step"]
+                self.journal.write(record)
+                self._tell(record)
 
     def _tell(self, record: Record) -> None:
         for listen in self.listeners:
             listen(record)
 
     def _raise_failure(self) -> None:
+        if self.unwritable is not None:
+            raise self.unwritable
         if self.refusal is not None:
             kinds = {kind.__name__: kind for kind in RaySRError.__subclasses__()}
             raise kinds.get(self.refusal["kind"], RaySRError)(self.refusal["message"])

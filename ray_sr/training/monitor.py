@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,10 +29,12 @@ class _Monitor:
         self._changed = asyncio.Condition()
         self._first_row = 0
         self._stop = False
+        self._refused = False
 
     async def log(self, record: Record) -> bool:
         """Take a record; answers whether the run is to stop."""
         self._records.append(record)
+        self._refused |= record["event"] == "error"
         await self._notify()
         return self._stop
 
@@ -51,6 +54,10 @@ class _Monitor:
         """Returns when the driver has written every record."""
         async with self._changed:
             await self._changed.wait_for(lambda: not self._records and not self._taken)
+
+    async def refused(self) -> bool:
+        """Whether a worker told of an error that a person has to mend: workers that start again stop at once."""
+        return self._refused
 
     async def begin_at(self, row: int) -> None:
         self._first_row = row
@@ -87,16 +94,15 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stream: TextIO | None = None
+        self._stream: FileIO | None = None
 
     def write(self, record: Record) -> None:
         """Append a record. `event: start` drops the lines of steps that are about to be done again."""
         if record.get("event") == "start":
             self._forget_after(int(record["step"]))
         if self._stream is None:
-            self._stream = self.path.open("a", encoding="utf-8")
-        self._stream.write(json.dumps(record) + "\n")
-        self._stream.flush()
+            self._stream = self.path.open("ab", buffering=0)  # nothing is left to write when it is closed
+        self._stream.write((json.dumps(record) + "\n").encode())
 
     def close(self) -> None:
         if self._stream is not None:

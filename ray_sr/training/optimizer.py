@@ -51,20 +51,22 @@ class GuardedOptimizer:
         device = self.parameters[0].device
         self.bad = torch.zeros((), device=device)
         self.bad_in_a_row = torch.zeros((), device=device)
+        self.not_finite = torch.zeros((), device=device)
 
     def zero_grad(self) -> None:
         self.inner.zero_grad(set_to_none=True)
 
-    def step(self, number: int) -> None:
-        """Apply the gradients as step `number` (from 0) of the stage."""
+    def step(self, number: int, skip: Tensor | None = None) -> None:
+        """Apply the gradients as step `number` (from 0) of the stage; not where `skip` is 1."""
         for group in self.inner.param_groups:
             group["lr"] = self.rate(number)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
-        not_finite = (~torch.isfinite(norm)).float()
-        self.inner.found_inf = not_finite  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
+        self.not_finite = (~torch.isfinite(norm)).float()
+        left_out = self.not_finite if skip is None else torch.maximum(self.not_finite, skip)
+        self.inner.found_inf = left_out  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
         self.inner.step()
-        self.bad += not_finite
-        self.bad_in_a_row = (self.bad_in_a_row + 1) * not_finite
+        self.bad += self.not_finite
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * self.not_finite
 
     def rate(self, number: int) -> float:
         return self.base * rate_factor(self.schedule, number, self.steps)
@@ -76,6 +78,23 @@ class GuardedOptimizer:
         self.inner.load_state_dict(state)
 
 
+class BufferGuard:
+    """Takes BatchNorm statistics back after a step that was not finite: the weights' guard does not see them."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def remember(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
+
+    def restore_where(self, bad: Tensor) -> None:
+        """Back to what was remembered where `bad` (a scalar on the device) is above 0."""
+        for buffer, before in zip(self._buffers, self._before, strict=True):
+            torch.where(bad > 0, before, buffer, out=buffer)
+
+
 def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move `average` towards `model`: parameters and floating buffers (BatchNorm statistics) alike."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
@@ -85,7 +104,3 @@ def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
         for old, new in pairs:
             if not old.is_floating_point():
                 old.copy_(new)
-
-
-def largest(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).max()

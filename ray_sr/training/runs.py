@@ -1,4 +1,4 @@
-"""The folder of a run: recipe.yaml, metrics.jsonl, samples/, run.json and Ray Train's checkpoints."""
+"""The folder of a run: recipe.yaml, metrics.jsonl, samples/, best/, run.json and Ray Train's checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import InputError
+from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import load_recipe
 from ray_sr.training.monitor import Record, read_journal
@@ -48,6 +49,10 @@ class Run:
         return self.folder / "samples"
 
     @property
+    def best(self) -> Path:
+        return self.folder / "best"
+
+    @property
     def facts_file(self) -> Path:
         return self.folder / "run.json"
 
@@ -65,8 +70,32 @@ class Run:
         return read_journal(self.journal, lambda record: record.get("event") == event)
 
     def checkpoint(self) -> Path | None:
-        """The last checkpoint that all workers finished, as Ray Train noted it; None before the first."""
-        if not (self.folder / _SNAPSHOT).exists():
+        """The last checkpoint, as Ray Train noted it; None before the first.
+
+        Where its note is missing or cut off by a crash or a full disk, the newest of the folders, which are
+        whole because they are renamed when they are.
+        """
+        if noted := self._noted_checkpoint():
+            return noted
+        whole = sorted(self.folder.glob(f"checkpoint_*/{STATE_FILE}"))
+        return whole[-1].parent if whole else None
+
+    def forget_broken_note(self) -> Path | None:
+        """Remove Ray Train's note where it cannot be read, since Ray Train stops at it.
+
+        Returns the checkpoint to go on from if Ray Train does not know it.
+        """
+        if self._noted_checkpoint():
+            return None
+        (self.folder / _SNAPSHOT).unlink(missing_ok=True)
+        return self.checkpoint()
+
+    def _noted_checkpoint(self) -> Path | None:
+        try:
+            noted = json.loads((self.folder / _SNAPSHOT).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        if not noted.get("latest_checkpoint_result"):
             return None
         from ray.train import Result
 
@@ -74,8 +103,30 @@ class Run:
         latest = Result.from_path(str(self.folder)).checkpoint
         return Path(latest.path) if latest else None
 
+    def keep_best(self, record: Record, most: int) -> None:
+        """Write the generator of a `best` record and forget the worst of its stage beyond `most`."""
+        name = f"{record['stage']}-{record['step']:08d}-{record['psnr_y']:07.4f}.safetensors"
+        self.best.mkdir(exist_ok=True)
+        write_bytes(self.best / name, record["weights"])
+        for path in self._best_of(record["stage"])[most:]:
+            path.unlink()
+
+    def _best_of(self, stage: str) -> list[Path]:
+        """Kept generators of a stage, best first; the later one of equals."""
+        return sorted(
+            self.best.glob(f"{stage}-*.safetensors"), key=lambda path: path.stem.split("-")[::-1], reverse=True
+        )
+
     def generator(self, stage: str = "last") -> Path:
-        """Weights file of the averaged generator; `pretrain` is the one from before the GAN stage."""
+        """Weights file of the averaged generator.
+
+        `pretrain` is the one from before the GAN stage, `best` that of the highest PSNR-Y in the last stage.
+        """
+        if stage == "best":
+            kept = self._best_of("gan") or self._best_of("pretrain")
+            if not kept:
+                raise InputError(f"{self.folder}: no validation yet, so no best generator")
+            return kept[0]
         checkpoint = self.checkpoint()
         if checkpoint is None or not (checkpoint / STATE_FILE).exists():
             raise InputError(f"{self.folder}: no checkpoint yet")

@@ -1,12 +1,13 @@
 """What a checkpoint holds: all that is needed to go on training as if nothing had happened.
 
-Random numbers are no state: those of a step follow from (seed, rank, step), so a run goes on exactly,
-also with another number of workers.
+Random numbers are no state: those of a step follow from (seed, step, part of the batch), so a run goes on
+exactly, also with another number of workers.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from torch import nn
 
 from ray_sr.errors import ModelError
 from ray_sr.models import build_discriminator, build_generator
-from ray_sr.models.weights import encode_weights, load_strict, save_weights
+from ray_sr.models.weights import encode_weights, load_strict
 from ray_sr.recipe import Recipe
+from ray_sr.recipe_networks import NetworkSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer, average_weights
 
@@ -26,6 +28,22 @@ GENERATOR_FILE = "generator.safetensors"
 PRETRAINED_FILE = "pretrained.safetensors"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory, which further steps do not change."""
+
+    step: int
+    state: dict[str, Any]
+    network: NetworkSpec
+
+    def write(self, folder: Path) -> None:
+        """state.pt, and the averaged generator as a weights file of its own (as before the GAN, too)."""
+        torch.save(self.state, folder / STATE_FILE)
+        (folder / GENERATOR_FILE).write_bytes(encode_weights(self.state["average"], self.network))
+        if self.state["pretrained"] is not None:
+            (folder / PRETRAINED_FILE).write_bytes(encode_weights(self.state["pretrained"], self.network))
+
+
 class TrainState:
     """Both networks, the averaged generator, the optimizers of the stage, and the step (of the whole run)."""
 
@@ -33,7 +51,7 @@ class TrainState:
         torch.manual_seed(recipe.seed)
         self.recipe, self.compute = recipe, compute
         self.step = 0
-        self.best: dict[str, float] = {}
+        self.best: dict[str, list[float]] = {}  # the highest PSNR-Y of each stage
         self.generator = compute.place(build_generator(recipe.network))
         self.discriminator: nn.Module | None = None
         if recipe.gan and recipe.discriminator:
@@ -99,13 +117,12 @@ class TrainState:
                 clip,
             )
 
+    def snapshot(self) -> Snapshot:
+        """All that `load` needs, copied to the CPU."""
+        return Snapshot(self.step, _copied(self._dump()), self.recipe.network)
+
     def save(self, folder: Path) -> None:
-        """Write state.pt, and the averaged generator as a weights file of its own (as before the GAN, too)."""
-        torch.save(self._dump(), folder / STATE_FILE)
-        network = self.recipe.network
-        save_weights(folder / GENERATOR_FILE, self.average, network)
-        if self.pretrained is not None:
-            (folder / PRETRAINED_FILE).write_bytes(encode_weights(self.pretrained, network))
+        self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises ModelError where it belongs to other networks or is damaged."""
@@ -144,6 +161,17 @@ class TrainState:
         }
 
 
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """Seed of everything random in one step of one worker (dropout, label noise)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0x2545F4914F6CDD1D + rank * 0x100000001B3) & ((1 << 63) - 1)
+def _copied(value: Any) -> Any:
+    """Nested dicts and lists with tensors of their own on the CPU, as torch.save takes them."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value
+
+
+def step_seed(seed: int, row: int, step: int) -> int:
+    """Seed of everything random in one part of a step's batch (dropout, label noise)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0x2545F4914F6CDD1D + row * 0x100000001B3) & ((1 << 63) - 1)

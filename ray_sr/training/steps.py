@@ -1,20 +1,35 @@
-"""One training step of each stage, in pure torch: batches in, losses out, weights moved."""
+"""One training step of each stage, in pure torch: batches in, losses out, weights moved.
+
+A batch may come in parts, one after another: gradients add up over them and the workers exchange them once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ray_sr.losses import AdversarialLoss, ContentLoss
 from ray_sr.recipe import AdversarialSpec
 from ray_sr.training.compute import Compute
-from ray_sr.training.optimizer import GuardedOptimizer
+from ray_sr.training.optimizer import BufferGuard, GuardedOptimizer
 
 Losses = dict[str, Tensor]
+
+
+class Part:
+    """LR and HR float32 N×3×h×w in [0, 1] that a worker computes at once.
+
+    Dropout and label noise follow from `seed`, whichever worker has the part. `share` is the number of workers
+    over that of all parts of the step, because workers exchange the mean of their gradients.
+    """
+
+    def __init__(self, lr: Tensor, hr: Tensor, seed: int = 0, share: float = 1.0) -> None:
+        self.lr, self.hr, self.seed, self.share = lr, hr, seed, share
+        self.noise = torch.Generator().manual_seed(seed)
 
 
 class PretrainStep:
@@ -29,21 +44,29 @@ class PretrainStep:
     ) -> None:
         self.generator, self.optimizer = generator, optimizer
         self.losses, self.compute = losses, compute
+        self.guard = BufferGuard([generator])
 
     @property
     def optimizers(self) -> list[GuardedOptimizer]:
         return [self.optimizer]
 
-    def run(self, lr: Tensor, hr: Tensor, number: int, noise: torch.Generator) -> Losses:
-        """LR and HR float32 N×3×h×w in [0, 1]; `number` counts the steps of the stage from 0."""
+    def run(self, parts: Sequence[Part], number: int) -> Losses:
+        """One update; `number` counts the steps of the stage from 0."""
+        self.guard.remember()
         self.optimizer.zero_grad()
-        with self.compute.autocast():
-            sr = self.generator(lr)
-            terms = content_terms(self.losses, sr, hr)
-        total = weighted_sum(self.losses, terms)
-        total.backward()
+        means = Means()
+        for part, exchange in last_exchanges(parts, self.generator):
+            with exchange:
+                torch.manual_seed(part.seed)
+                with self.compute.autocast():
+                    sr = self.generator(part.lr)
+                    terms = content_terms(self.losses, sr, part.hr)
+                total = weighted_sum(self.losses, terms)
+                (part.share * total).backward()
+            means.add({"g_total": total, **_named(self.losses, terms)})
         self.optimizer.step(number)
-        return _detached({"g_total": total, **_named(self.losses, terms)})
+        self.guard.restore_where(self.optimizer.not_finite)
+        return means.read()
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,10 @@ class Judgement:
     fake: Tensor
     real: Tensor | None
 
+    def without_graph(self) -> Judgement:
+        """The photos with what was said of them, for a later judgement of the same photos."""
+        return Judgement(self.photos.detach(), self.fake.detach(), self.real)
+
 
 class GanStep:
     """Generator against discriminator. Works with bare modules and with DDP around both.
@@ -65,7 +92,8 @@ class GanStep:
     The generator's loss and the first update of the discriminator see the same photos by the same weights:
     they share one forward pass. The discriminator's losses of fake and real photos are backpropagated apart,
     the first without synchronisation: one all-reduce, and no BatchNorm buffer changes under a graph that is
-    still needed.
+    still needed. Of a batch in parts only the photos are kept between the two updates, which saves the memory
+    that parts are for.
     """
 
     def __init__(
@@ -83,33 +111,49 @@ class GanStep:
         self.discriminator_optimizer = discriminator_optimizer
         self.losses, self.spec, self.compute = losses, adversarial, compute
         self.adversarial = AdversarialLoss(adversarial)
+        self.guard = BufferGuard([generator, discriminator])
 
     @property
     def optimizers(self) -> list[GuardedOptimizer]:
         return [self.generator_optimizer, self.discriminator_optimizer]
 
-    def run(self, lr: Tensor, hr: Tensor, number: int, noise: torch.Generator) -> Losses:
+    def run(self, parts: Sequence[Part], number: int) -> Losses:
         """One generator update, then `critic_updates` of the discriminator on the same photos."""
-        judgement, losses = self._update_generator(lr, hr, number)
+        self.guard.remember()
+        judgements, means = self._update_generator(parts, number)
+        losses = means.read()
         for update in range(self.spec.critic_updates):
-            if update:
-                judgement = self._judge(judgement.photos, hr)
-            losses.update(self._update_discriminator(hr, judgement, number, noise))
-        return _detached(losses)
+            judged: Iterable[Judgement] = judgements
+            if update or len(parts) > 1:
+                judged = (self._judge(old.photos, part.hr) for old, part in zip(judgements, parts, strict=True))
+            losses.update(self._update_discriminator(parts, judged, number))
+        self.guard.restore_where(self.generator_optimizer.not_finite + self.discriminator_optimizer.not_finite)
+        return losses
 
-    def _update_generator(self, lr: Tensor, hr: Tensor, number: int) -> tuple[Judgement, Losses]:
+    def _update_generator(self, parts: Sequence[Part], number: int) -> tuple[list[Judgement], Means]:
         self.generator_optimizer.zero_grad()
+        judgements, means = [], Means()
+        for part, exchange in last_exchanges(parts, self.generator):
+            with exchange:
+                torch.manual_seed(part.seed)
+                judgement, losses = self._pull_generator(part)
+            judgements.append(judgement if len(parts) == 1 else judgement.without_graph())
+            means.add(losses)
+        self.generator_optimizer.step(number)
+        return judgements, means
+
+    def _pull_generator(self, part: Part) -> tuple[Judgement, Losses]:
+        """Add the gradients of a part to the generator's."""
         with self.compute.autocast():
-            sr = self.generator(lr)
-            terms = content_terms(self.losses, sr, hr)
-        judgement = self._judge(sr, hr)
+            sr = self.generator(part.lr)
+            terms = content_terms(self.losses, sr, part.hr)
+        judgement = self._judge(sr, part.hr)
         adversarial = self.adversarial.generator_loss(judgement.fake, judgement.real)
         weighted = self.spec.weight * adversarial
         # The discriminator's graph is kept for its own update, the generator's is not.
         (pull,) = torch.autograd.grad(weighted, judgement.photos, retain_graph=True)
         content = weighted_sum(self.losses, terms)
-        (content + (sr * pull).sum()).backward()
-        self.generator_optimizer.step(number)
+        (part.share * (content + (sr * pull).sum())).backward()
         losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
         return judgement, losses
 
@@ -119,40 +163,73 @@ class GanStep:
             real = self._without_graph(critic, hr) if self.adversarial.needs_both else None
             return Judgement(photos, critic(photos), real)
 
-    def _update_discriminator(
-        self, hr: Tensor, judgement: Judgement, number: int, noise: torch.Generator
-    ) -> Losses:
-        critic, loss = self.discriminator, self.adversarial
+    def _update_discriminator(self, parts: Sequence[Part], judgements: Iterable[Judgement], number: int) -> Losses:
         self.discriminator_optimizer.zero_grad()
+        means = Means()
+        for (part, exchange), judgement in zip(last_exchanges(parts, self.discriminator), judgements, strict=True):
+            means.add(self._pull_discriminator(part, judgement, exchange))
+        losses = means.read()
+        self.discriminator_optimizer.step(number, skip=self._is_to_pause(losses))
+        if self.spec.weight_clip is not None:
+            self.adversarial.clip_weights(bare(self.discriminator))
+        return losses
+
+    def _pull_discriminator(
+        self, part: Part, judgement: Judgement, exchange: AbstractContextManager[None]
+    ) -> Losses:
+        """Add the gradients of a part to the discriminator's."""
+        critic, loss = self.discriminator, self.adversarial
         losses: Losses = {}
         with no_sync(critic):
-            fake = loss.fake_loss(judgement.fake, judgement.real, noise)
-            fake.backward(inputs=list(bare(critic).parameters()))
+            fake = loss.fake_loss(judgement.fake, judgement.real, part.noise)
+            (part.share * fake).backward(inputs=list(bare(critic).parameters()))
             if self.spec.gradient_penalty:
-                penalty = loss.gradient_penalty(bare(critic), hr, judgement.photos, noise)
-                (self.spec.gradient_penalty * penalty).backward()
+                penalty = loss.gradient_penalty(bare(critic), part.hr, judgement.photos, part.noise)
+                (part.share * self.spec.gradient_penalty * penalty).backward()
                 losses["d_penalty"] = penalty
         fake_logits = judgement.fake.detach()
-        with self.compute.autocast():
-            real_logits = critic(hr)
-            real = loss.real_loss(real_logits, fake_logits if loss.needs_both else None, noise)
-        real.backward()
-        self.discriminator_optimizer.step(number)
-        if self.spec.weight_clip is not None:
-            loss.clip_weights(bare(critic))
+        with exchange:
+            with self.compute.autocast():
+                real_logits = critic(part.hr)
+                real = loss.real_loss(real_logits, fake_logits if loss.needs_both else None, part.noise)
+            (part.share * real).backward()
         seen_real, seen_fake = loss.accuracy(real_logits.detach(), fake_logits)
-        return {
-            **losses,
-            "d_loss": real + fake,
-            "d_accuracy_real": seen_real,
-            "d_accuracy_fake": seen_fake,
-        }
+        return {**losses, "d_loss": real + fake, "d_accuracy_real": seen_real, "d_accuracy_fake": seen_fake}
+
+    def _is_to_pause(self, losses: Losses) -> Tensor | None:
+        """1 where the discriminator is too far ahead to be taught now; the same on all workers."""
+        if self.spec.pause_above is None:
+            return None
+        seen = (losses["d_accuracy_real"] + losses["d_accuracy_fake"]) / 2
+        if isinstance(self.discriminator, nn.parallel.DistributedDataParallel):
+            distributed.all_reduce(seen)
+            seen = seen / distributed.get_world_size()
+        paused = (seen > self.spec.pause_above).float()
+        losses["d_paused"] = paused
+        return paused
 
     @staticmethod
     def _without_graph(module: nn.Module, photos: Tensor) -> Tensor:
         with torch.no_grad():
             logits: Tensor = module(photos)
         return logits
+
+
+class Means:
+    """Means of losses over the parts of a batch, detached and left on their device."""
+
+    def __init__(self) -> None:
+        self._sums: Losses = {}
+        self._parts = 0
+
+    def add(self, losses: Losses) -> None:
+        for name, value in losses.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._parts += 1
+
+    def read(self) -> Losses:
+        return {name: value / self._parts for name, value in self._sums.items()}
 
 
 def content_terms(losses: Sequence[ContentLoss], sr: Tensor, hr: Tensor) -> list[Tensor]:
@@ -178,9 +255,11 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
+def last_exchanges(parts: Sequence[Part], module: nn.Module) -> Iterator[tuple[Part, AbstractContextManager[None]]]:
+    """Each part with the context to compute it in: workers exchange gradients in the last one alone."""
+    for part in parts:
+        yield part, nullcontext() if part is parts[-1] else no_sync(module)
+
+
 def _named(losses: Sequence[ContentLoss], terms: Sequence[Tensor]) -> Losses:
     return {f"g_{loss.name}": term for loss, term in zip(losses, terms, strict=True)}
-
-
-def _detached(losses: Losses) -> Losses:
-    return {name: value.detach().float() for name, value in losses.items()}

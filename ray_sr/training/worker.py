@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,17 +13,19 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
 from ray_sr.data.feeding import Batch, made_by_tasks, made_here, spare_threads
 from ray_sr.data.stream import BatchStream
-from ray_sr.errors import RaySRError
+from ray_sr.errors import RaySRError, ResourceError
 from ray_sr.losses import build_content_losses
+from ray_sr.models.weights import encode_weights
 from ray_sr.recipe import Recipe
+from ray_sr.training import checkpoints
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, PretrainStep
+from ray_sr.training.steps import GanStep, Part, PretrainStep
+from ray_sr.training.sync_batchnorm import synchronise_batchnorm
 from ray_sr.training.validation import Validator
 
 MOST_BAD_STEPS = 10
@@ -63,6 +64,8 @@ def peak_memory(device: torch.device) -> int:
 
 def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train calls on each worker. Errors a user can mend go to the driver as one line."""
+    if ray.get(config["monitor"].refused.remote()):
+        return
     worker: Worker | None = None
     try:
         worker = Worker(config)
@@ -71,6 +74,8 @@ def train_worker(config: dict[str, Any]) -> None:
         step = worker.state.step if worker else 0
         record = {"event": "error", "step": step, "message": str(error), "kind": type(error).__name__}
         ray.get(config["monitor"].log.remote(record))
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # the others may wait for this one: Ray Train ends them all
 
 
 class Worker:
@@ -83,6 +88,7 @@ class Worker:
         self.stream: BatchStream = ray.get(config["stream"])
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.rows = self.recipe.rows_per_step
         torch.set_num_threads(self.recipe.training.threads or max(1, int(self.recipe.training.cpus_per_worker)))
         device = ray.train.torch.get_device()
         self.compute = Compute.of(self.recipe.training, device)
@@ -90,7 +96,6 @@ class Worker:
         self._restore(config)
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
         self.meter = Meter()
-        self.noise = torch.Generator()
         self.wait = 0.0
         self.number = 0
         self.stop_answer: Any = None
@@ -104,8 +109,7 @@ class Worker:
         stopping = False
         batches = self._batches()
         while not self.state.done and not stopping:
-            lr, hr = self._next_batch(batches)
-            stage_ended = self._train_step(lr, hr)
+            stage_ended = self._train_step(self._next_parts(batches))
             ending = stage_ended or self.state.done
             stopping = self._log(ending)
             metrics = self._validate(ending)
@@ -123,15 +127,17 @@ class Worker:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 self.state.load(Path(folder))
+        elif config["resume"] is not None:
+            self.state.load(Path(config["resume"]))
         elif config["init"] is not None:
             self.state.load_generator(ray.get(config["init"]))
 
     def _build_step(self) -> PretrainStep | GanStep:
         recipe, state = self.recipe, self.state
-        layout, device = self.compute.memory_format, self.compute.device
+        at = self.compute.device, self.compute.memory_format, self.compute.autocast_dtype
         generator = self._distributed(state.generator)
         if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
-            losses = build_content_losses(recipe.pretrain.losses, recipe.features, device, layout)
+            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at)
             return PretrainStep(generator, state.generator_optimizer, losses, self.compute)
         assert recipe.gan
         assert state.discriminator
@@ -142,12 +148,14 @@ class Worker:
             self._distributed(state.discriminator),
             state.generator_optimizer,
             state.discriminator_optimizer,
-            build_content_losses(recipe.gan.losses, recipe.features, device, layout),
+            build_content_losses(recipe.gan.losses, recipe.features, *at),
             recipe.gan.adversarial,
             self.compute,
         )
 
     def _distributed(self, module: nn.Module) -> nn.Module:
+        if self.recipe.training.sync_batchnorm and self.world > 1:
+            synchronise_batchnorm(module)
         if self.recipe.training.compile:
             module.compile(dynamic=False)
         if self.world == 1:
@@ -155,34 +163,56 @@ class Worker:
         devices = [self.compute.device] if self.compute.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
+    def _leave_room(self) -> None:
+        """Workers that move together after a node is lost may take the CPUs that make crops, and wait for ever."""
+        have = ray.cluster_resources().get("CPU", 0)
+        if self.stream.by_tasks and have < self.world * self.recipe.training.cpus_per_worker + 1:
+            raise ResourceError(
+                f"the cluster has {have:g} CPUs now: {self.world} workers leave none to make crops; "
+                "go on with --resume when it has more, or with lower training.cpus_per_worker"
+            )
+
     def _announce(self) -> None:
         if self.rank == 0:
-            ray.get(self.monitor.begin_at.remote(self.state.step * self.world))
+            self._leave_room()
+            ray.get(self.monitor.begin_at.remote(self.state.step * self.rows))
             record = {"event": "start", "step": self.state.step, "world": self.world}
             ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
 
     def _batches(self) -> Iterator[Batch]:
+        pinned = self.compute.device.type == "cuda"
         if self.stream.by_tasks:
-            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"))
-        first = self.state.step * self.world + self.rank
-        return made_here(self.stream, first, self.world, spare_threads(self.recipe.training.cpus_per_worker))
+            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"), pinned)
+        begin = self.state.step * self.rows
+        first = begin + (self.rank - begin) % self.world
+        threads = spare_threads(self.recipe.training.cpus_per_worker)
+        return made_here(self.stream, first, self.world, threads, pinned)
 
-    def _next_batch(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+    def _next_parts(self, batches: Iterator[Batch]) -> list[Part]:
+        """This worker's parts of the step: the rows whose number leaves its rank when divided by the world.
+
+        So all rows of a step are used whatever the number of workers at hand, and each gets as many in the end.
+        """
+        self.wait = 0.0
+        begin = self.state.step * self.rows
+        mine = [row for row in range(begin, begin + self.rows) if row % self.world == self.rank]
+        return [self._part(batches, row, row - begin) for row in mine]
+
+    def _part(self, batches: Iterator[Batch], row: int, number: int) -> Part:
         began = time.perf_counter()
         batch = next(batches, None)
-        self.wait = time.perf_counter() - began
+        self.wait += time.perf_counter() - began
         if batch is None:
             raise RuntimeError(f"the data stream ended at step {self.state.step} of {self.recipe.total_steps}")
-        if self.world == 1 and batch.row != self.state.step:
-            raise RuntimeError(f"the data stream is at row {batch.row}, training at {self.state.step}")
-        return self.compute.to_input(batch.lr), self.compute.to_input(batch.hr)
+        if self.world == 1 and batch.row != row:
+            raise RuntimeError(f"the data stream is at row {batch.row}, training at {row}")
+        seed = step_seed(self.recipe.seed, number, self.state.step)
+        lr, hr = self.compute.to_input(batch.lr), self.compute.to_input(batch.hr)
+        return Part(lr, hr, seed, self.world / self.rows)
 
-    def _train_step(self, lr: Tensor, hr: Tensor) -> bool:
-        seed = step_seed(self.recipe.seed, self.rank, self.state.step)
-        torch.manual_seed(seed)
-        self.noise.manual_seed(seed)
+    def _train_step(self, parts: list[Part]) -> bool:
         self.number = self.state.step_of_stage
-        losses = self.step.run(lr, hr, self.number, self.noise)
+        losses = self.step.run(parts, self.number)
         self.meter.add(losses, self.wait)
         return self.state.advance()
 
@@ -229,23 +259,28 @@ class Worker:
             return {}
         metrics, sample = self.validator.run(self.state.average)
         if self.rank == 0:
-            self.state.best["psnr_y"] = max(metrics["psnr_y"], self.state.best.get("psnr_y", 0.0))
+            self._keep_if_best(metrics["psnr_y"])
             record = {"event": "validation", "step": self.state.step, "stage": self.stage, **metrics}
             self.monitor.log.remote(record)
             self.monitor.log.remote({"event": "sample", "step": self.state.step, "png": sample})
         self.meter.began = time.perf_counter()
         return metrics
 
+    def _keep_if_best(self, psnr_y: float) -> None:
+        scores = self.state.best.setdefault(self.stage, [])
+        scores.append(psnr_y)
+        scores.sort(reverse=True)
+        del scores[self.recipe.training.keep_best :]
+        if psnr_y in scores:
+            weights = encode_weights(self.state.average.state_dict(), self.recipe.network)
+            record = {"event": "best", "step": self.state.step, "stage": self.stage, "weights": weights}
+            self.monitor.log.remote({**record, "psnr_y": psnr_y})
+
     def _checkpoint(self, metrics: dict[str, float], ending: bool) -> None:
         """Every worker reports; rank 0 brings the checkpoint."""
         if not ending and self.state.step % self.recipe.training.checkpoint_every:
             return
-        with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
-            checkpoint = None
-            if self.rank == 0:
-                self.state.save(Path(folder))
-                ray.get(self.monitor.written.remote())  # a resumed run finds all log lines of the steps it keeps
-                checkpoint = Checkpoint.from_directory(folder)
-            summary = {"step": self.state.step, "stage": self.stage, **metrics}
-            ray.train.report(summary, checkpoint, checkpoint_dir_name=f"checkpoint_{self.state.step:08d}")
+        snapshot = self.state.snapshot() if self.rank == 0 else None
+        summary = {"step": self.state.step, "stage": self.stage, **metrics}
+        checkpoints.report(summary, snapshot, self.monitor, wait=ending)
         self.meter.began = time.perf_counter()

@@ -1,7 +1,7 @@
 """Trains on two nodes of a cluster made here and removes one in the middle; prints what came of it as JSON.
 
 A program of its own, because a process belongs to one Ray cluster at a time.
-    python -m tests.training.lose_a_node SHARDS RUN
+    python -m tests.training.lose_a_node SHARDS RUN [WORKERS_THAT_SUFFICE]
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ training: {workers: 2, placement: spread, log_every: 5, checkpoint_every: 10, ma
 """
 
 
-def main(shards: str, folder: str) -> None:
+def main(shards: str, folder: str, fewest: int = 2) -> None:
     with tempfile.TemporaryDirectory(prefix="rsr-", ignore_cleanup_errors=True) as temporary:
         os.environ["RAY_TMPDIR"] = temporary
         (Path(temporary) / "ray").mkdir()
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3})
-        second = cluster.add_node(num_cpus=2)
+        # Both workers find room on one node, or only one does; a CPU is left to make crops in either case.
+        cpus, each = (3, 1) if fewest == 2 else (3, 2)
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus})
+        second = cluster.add_node(num_cpus=cpus)
         os.environ["RAY_ADDRESS"] = cluster.address
         connect()
         lost: list[int] = []
@@ -48,8 +50,9 @@ def main(shards: str, folder: str) -> None:
                 cluster.remove_node(second, allow_graceful=False)
 
         run = Run.at(folder)
-        ended = train(parse_recipe(RECIPE), run, shards=shards, listen=lose_once)
-        starts = [record["step"] for record in run.records("start")]
+        recipe = parse_recipe(RECIPE, [f"training.min_workers={fewest}", f"training.cpus_per_worker={each}"])
+        ended = train(recipe, run, shards=shards, listen=lose_once)
+        starts = [(record["step"], record["world"]) for record in run.records("start")]
         steps = [record["step"] for record in run.records("train")]
         print(json.dumps({"lost_at": lost, "ended_at": ended.step, "starts": starts, "steps": steps}))
         ray.shutdown()
@@ -57,4 +60,4 @@ def main(shards: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))

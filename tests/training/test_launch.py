@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -98,6 +99,11 @@ def test_a_run_trains_both_stages_and_leaves_all_that_is_needed(whole_run: Run) 
     assert whole_run.recipe() == recipe()
     assert whole_run.facts()["data_digest"]
     assert len(list(whole_run.samples.glob("*.png"))) == 3
+    best = max(whole_run.records("validation")[:2], key=lambda record: record["psnr_y"])
+    assert [path.name for path in whole_run.best.glob("pretrain-*")] == [
+        f"pretrain-{best['step']:08d}-{best['psnr_y']:07.4f}.safetensors"
+    ]
+    assert load_model(whole_run.generator("best")).version == load_model(whole_run.generator()).version
     assert len(list(whole_run.folder.glob("checkpoint_0*"))) == 3
     model = load_model(whole_run.generator())
     before_gan = load_model(whole_run.generator("pretrain"))
@@ -247,16 +253,48 @@ def test_ctrl_c_saves_a_checkpoint_first(shards: str, tmp_path: Path) -> None:
     assert final_state(run)["step"] == last["step"]
 
 
-def test_a_lost_node_is_survived(shards: str, tmp_path: Path) -> None:
-    """Two raylets, one worker on each; one is removed in the middle: the run ends with the right step count."""
+@pytest.mark.parametrize("fewest", [2, 1], ids=["replaced", "done without"])
+def test_a_lost_node_is_survived(shards: str, tmp_path: Path, fewest: int) -> None:
+    """Two raylets, one worker on each; one is removed in the middle: the run ends with the right step count.
+
+    The worker moves to the other node where there is room, or the run goes on with one worker if it may.
+    """
     environment = {**os.environ, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "tests.training.lose_a_node", shards, str(tmp_path / "run")]
+    command = [sys.executable, "-m", "tests.training.lose_a_node", shards, str(tmp_path / "run"), str(fewest)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["lost_at"]
     assert result["ended_at"] == 60
-    assert len(result["starts"]) >= 2
-    assert result["starts"][-1] % 10 == 0
+    assert result["starts"][0] == [0, 2]
+    last_start, world = result["starts"][-1]
+    assert last_start >= 20
+    assert last_start % 10 == 0
+    assert world == fewest
     assert result["steps"] == list(range(5, 61, 5))
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_former_checkpoint(shards: str, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here: needs root")
+    run = Run.at(small / "run")
+
+    def fill(record: dict[str, object]) -> None:
+        if record["event"] == "train" and record["step"] == 15:
+            with (small / "junk").open("wb", buffering=0) as junk, contextlib.suppress(OSError):
+                while junk.write(bytes(4096)):
+                    pass
+
+    try:
+        with pytest.raises(ResourceError, match=r"No space left|cannot write"):
+            train(recipe("training.keep_best=0"), run, shards=shards, listen=fill)
+        assert final_state(run)["step"] in (10, 15)
+        assert not list(run.folder.glob(".checkpoint_*"))
+        (small / "junk").unlink()
+        assert train(recipe("training.keep_best=0"), run, shards=shards, resume=True).step == 30
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)

@@ -1,0 +1,84 @@
+"""Checkpoints are written beside training: a snapshot between two steps, then a thread of Ray Train writes it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import ray
+import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from ray_sr.errors import ResourceError
+from ray_sr.storage import first_line
+from ray_sr.training.state import Snapshot
+
+
+def report(summary: dict[str, Any], snapshot: Snapshot | None, monitor: Any, *, wait: bool) -> None:
+    """A checkpoint of all workers, to be called by each; rank 0 brings the snapshot.
+
+    Returns at once, or when the checkpoint is whole if told to `wait`. Where it cannot be written, the run ends
+    with ResourceError, told by the monitor, and the former checkpoint stays.
+    """
+    mode = CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC
+    name = f"checkpoint_{summary['step']:08d}"
+    if snapshot is None:
+        ray.train.report(summary, None, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
+        return
+    ray.train.report(
+        summary,
+        Checkpoint.from_directory(tempfile.mkdtemp(prefix="ray-sr-")),
+        checkpoint_dir_name=name,
+        checkpoint_upload_mode=mode,
+        delete_local_checkpoint_after_upload=True,
+        checkpoint_upload_fn=partial(_upload, snapshot=snapshot, monitor=monitor),
+    )
+
+
+def _upload(local: Checkpoint, name: str, *, snapshot: Snapshot, monitor: Any) -> Checkpoint:
+    """Write the snapshot to the run's storage under its name, whole or not at all."""
+    storage = ray.train.get_context().get_storage()
+    place = f"{storage.experiment_fs_path}/{name}"
+    ray.get(monitor.written.remote())  # a resumed run finds all log lines of the steps it keeps
+    try:
+        if isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem):
+            write_whole(snapshot, Path(place))
+        else:
+            snapshot.write(Path(local.path))
+            pyarrow.fs.copy_files(local.path, place, destination_filesystem=storage.storage_filesystem)
+    except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
+        message = f"{place}: cannot write the checkpoint: {first_line(error)}; the former one is whole"
+        refusal = {"event": "error", "step": snapshot.step, "message": message, "kind": ResourceError.__name__}
+        ray.get(monitor.log.remote(refusal))
+        raise
+    return Checkpoint(place, storage.storage_filesystem)
+
+
+def write_whole(snapshot: Snapshot, folder: Path) -> None:
+    """Aside, to the disk, and renamed: a crash at any time leaves no half checkpoint under its name."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        snapshot.write(aside)
+        for path in [*aside.iterdir(), aside]:
+            _to_disk(path)
+        if folder.exists():  # of a step that is done again after a restart
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
