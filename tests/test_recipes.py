@@ -331,7 +331,7 @@ def test_the_adversarial_loss_alone_reaches_each_network_in_its_own_step(
     def watch(network: str, optimizer: GuardedOptimizer) -> None:
         plain = optimizer.step
 
-        def step(number: int) -> None:
+        def step(number: int, skip: torch.Tensor | None = None) -> None:
             moments[network].append((gradients(state.generator), gradients(state.discriminator)))
             plain(number)
 
