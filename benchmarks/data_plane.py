@@ -178,7 +178,7 @@ def run(photos: list[str], rounds: int, seconds: float, processes: int) -> dict[
         found = find_photos(photos)
         prepare(found, shards, cutting=Cutting(minimum=SIDE))
         files, raw = write_sub_images(shards, root)
-        whole = [Path(photo.uri) for photo in found]
+        whole = [Path(photo.uri) for photo in found if min(Image.open(photo.uri).size) >= SIDE]
         ours = streams(shards)
         contestants = {
             "whole photos": lambda: loader_rate(WholePhotos(whole), BATCH, BATCH, seconds, processes),

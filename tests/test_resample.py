@@ -16,6 +16,7 @@ from ray_sr.resample import (
     Border,
     downscale,
     downscale_array,
+    downscale_crops,
     mod_crop,
     resize_array,
     resize_to,
@@ -284,3 +285,15 @@ def test_every_pixel_equals_matlab(name: str, scale: int, border: Border) -> Non
         hr = mod_crop(np.asarray(Image.open(folder / name / "HR" / f"{photo}.png")), scale)
         lr = downscale_array(hr, scale, border=border)
         assert hashlib.sha256(lr.tobytes()).hexdigest() == digest, photo
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 3), (5, 24, 48, 3), (3, 96, 96, 1), (2, 4, 12, 3)])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_crops_equal_the_float_form_rounded(shape: tuple[int, ...], scale: int) -> None:
+    crops = np.random.default_rng(5).integers(0, 256, shape, np.uint8)
+    exact = downscale(torch.from_numpy(crops).permute(0, 3, 1, 2).double(), scale).permute(0, 2, 3, 1)
+    got = downscale_crops(crops, scale)
+    assert got.shape == (shape[0], shape[1] // scale, shape[2] // scale, shape[3])
+    assert got.dtype == np.uint8
+    assert np.abs(got - exact.clamp(0, 255).numpy()).max() <= 0.5 + 1e-3
+    assert np.array_equal(downscale_crops(crops[:, ::-1], scale)[:, ::-1], got)

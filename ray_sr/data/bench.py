@@ -190,7 +190,13 @@ def whole_photo_rate(shards: str, plan: CropPlan, batch: int, seconds: float, pr
 
 def loader_rate(dataset: Dataset[Any], batch: int | None, crops: int, seconds: float, processes: int) -> float:
     """Crops/s of a DataLoader with `processes` processes and `crops` crops in a batch of `batch` items."""
-    loader: DataLoader[Any] = DataLoader(dataset, batch, num_workers=processes, prefetch_factor=4)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch,
+        num_workers=processes,
+        prefetch_factor=4,
+        multiprocessing_context="spawn",  # Ray's threads do not survive a fork
+    )
     return rate(loader, crops, seconds)
 
 

@@ -31,9 +31,10 @@ from ray_sr.recipe import (
     SecondOrderSpec,
     SharpenSpec,
 )
+from ray_sr.resample import downscale_crops
 from ray_sr.sharpening import KERNEL, SIGMA, sharpen
 
-__all__ = ["degrade"]
+__all__ = ["degrade", "is_random"]
 
 _BLOCK_VALUES = 2**19  # values degraded together: 2 MiB as float32, so that a block stays in the cache
 
@@ -43,13 +44,15 @@ def degrade(
 ) -> np.ndarray:
     """Degrades uint8 N×H×W×3 by `steps`, in their order, to uint8 N×H/scale×W/scale×3.
 
-    `rngs` holds one generator for each image. Values stay float32 from the first step to the last, except
-    inside codecs; they are clamped and rounded half up at the end.
+    `rngs` holds one generator for each image; none are needed where `is_random` denies it. Values stay float32
+    from the first step to the last, except inside codecs; they are clamped and rounded half up at the end.
 
     Raises InputError where a side is no multiple of `scale`, RecipeError where the steps make another size
     or are `pairs`, ValueError for another dtype, shape or number of generators.
     """
-    _check(hr, scale, rngs)
+    _check(hr, scale)
+    if is_random(steps) and len(rngs) != len(hr):
+        raise ValueError(f"{len(hr)} images need as many generators, got {len(rngs)}")
     images = max(1, _BLOCK_VALUES // hr[0].size)
     blocks = (slice(start, start + images) for start in range(0, len(hr), images))
     return np.concatenate([_degrade_block(hr[block], steps, scale, rngs[block]) for block in blocks])
@@ -58,6 +61,8 @@ def degrade(
 def _degrade_block(
     hr: np.ndarray, steps: Sequence[DegradationSpec], scale: int, rngs: Sequence[np.random.Generator]
 ) -> np.ndarray:
+    if len(steps) == 1 and isinstance(steps[0], DownscaleSpec) and steps[0].method == "bicubic":
+        return downscale_crops(hr, scale)
     batch = to_unit(hr)
     for step in steps:
         batch = _apply(step, batch, scale, rngs)
@@ -67,11 +72,14 @@ def _degrade_block(
     return to_uint8(batch)
 
 
-def _check(hr: np.ndarray, scale: int, rngs: Sequence[np.random.Generator]) -> None:
+def is_random(steps: Sequence[DegradationSpec]) -> bool:
+    """Whether any of the steps draws random numbers."""
+    return any(step.kind not in ("downscale", "sharpen") for step in steps)
+
+
+def _check(hr: np.ndarray, scale: int) -> None:
     if hr.dtype != np.uint8 or hr.ndim != 4 or hr.shape[3] != 3 or 0 in hr.shape:
         raise ValueError(f"expected uint8 N×H×W×3, not empty, got {hr.dtype} of shape {hr.shape}")
-    if len(rngs) != len(hr):
-        raise ValueError(f"{len(hr)} images need as many generators, got {len(rngs)}")
     if hr.shape[1] % scale or hr.shape[2] % scale:
         raise InputError(f"an image of {hr.shape[2]}×{hr.shape[1]} px cannot be divided by {scale}: crop it")
 

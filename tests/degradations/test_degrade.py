@@ -201,4 +201,4 @@ def test_sides_must_be_multiples_of_the_scale() -> None:
 )
 def test_wrong_arrays_are_an_error(hr: np.ndarray, count: int) -> None:
     with pytest.raises(ValueError, match=r"expected uint8|need as many generators"):
-        degrade(hr, [DownscaleSpec()], 4, generators(range(count)))
+        degrade(hr, [NoiseSpec(), DownscaleSpec()], 4, generators(range(count)))
