@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ def single_threaded(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "batches", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def ahead(make: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def ahead(make: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
     """`map(make, items)` in order, up to `AHEAD` results ahead, by threads that end with the iterator.
 
     What a Ray task raised as a RaySRError is raised as that again.

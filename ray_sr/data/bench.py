@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -97,7 +97,7 @@ def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
     return rate(open_batches(stream, threads), crops, seconds)
 
 
-def open_batches(stream: BatchStream, threads: int) -> Iterator[Batch]:
+def open_batches(stream: BatchStream, threads: int) -> Generator[Batch, None, None]:
     """The batches of a stream as a lone training worker would get them."""
     if not stream.by_tasks:
         return made_here(stream, 0, 1, threads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Batch:
 
 def made_here(
     stream: BatchStream, first: int, stride: int, threads: int = 1, pinned: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of the rows first, first + stride, …, made by threads of this process.
 
     A GPU copies pinned ones while it computes.
@@ -44,7 +44,7 @@ def made_here(
     return ahead(make, itertools.count(first, stride), threads)
 
 
-def made_by_tasks(stream: BatchStream, rows: Any, pinned: bool = False) -> Iterator[Batch]:
+def made_by_tasks(stream: BatchStream, rows: Any, pinned: bool = False) -> Generator[Batch, None, None]:
     """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process."""
     # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
     source = iter(rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
