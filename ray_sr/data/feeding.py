@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,19 +44,32 @@ def made_here(
     return ahead(make, itertools.count(first, stride), threads)
 
 
-def made_by_tasks(stream: BatchStream, rows: Any, pinned: bool = False) -> Generator[Batch, None, None]:
-    """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process."""
-    # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
-    source = iter(rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+def made_by_tasks(
+    stream: BatchStream, rows: Any, pinned: bool = False, begin_again: Callable[[int], bool] = lambda times: False
+) -> Generator[Batch, None, None]:
+    """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process.
+
+    After the last row, `begin_again` is told how often it came to that, and answers whether the tasks shall make
+    as many rows once more: the next ones of the stream, if it has moved the stream's `first_row`.
+    """
+    blocks = _blocks(rows, begin_again)
 
     def take(_: None) -> list[Batch] | None:
-        block = next(source, None)
+        block = next(blocks, None)
         return None if block is None else _completed(stream, block, pinned)
 
     for batches in ahead(take, itertools.repeat(None), 1):
         if batches is None:
             return
         yield from batches
+
+
+def _blocks(rows: Any, begin_again: Callable[[int], bool]) -> Iterator[dict[str, np.ndarray]]:
+    # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
+    for times in itertools.count(1):
+        yield from rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        if not begin_again(times):
+            return
 
 
 def _completed(stream: BatchStream, block: dict[str, np.ndarray], pinned: bool) -> list[Batch]:

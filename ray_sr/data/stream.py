@@ -36,7 +36,7 @@ Place = Literal["tasks", "worker"]
 
 VISITS_PER_TASK = 64  # a Ray Data task costs some 15-20 ms, a visit a few: enough to hide the former
 LARGEST_BLOCK = 32 << 20
-MOST_BLOCKS = 20_000  # what the planner of Ray Data handles without delay
+SEGMENT_BLOCKS = 2000  # Ray Data plans them in a second or two, and 20,000 in a minute
 # What making an HR pixel may cost in a worker's thread. A training step takes longer on every device, so the
 # thread keeps up; bicubic shrinking takes some 10, the second-order degradation 500.
 WORKER_NANOSECONDS = 60.0
@@ -140,17 +140,25 @@ def _check_pairs(plan: CropPlan, index: Index, shards: str) -> None:
         raise RecipeError(f"scale {plan.scale}: the input photos in {shards} are for x{index.input_scale}")
 
 
+def segment_rows(stream: BatchStream, rows: int, rows_per_step: int) -> int:
+    """Rows of the Ray Data set that is to make `rows` rows: all, or else some whole steps, again and again."""
+    most = SEGMENT_BLOCKS * _rows_per_block(stream)
+    return min(rows, max(1, most // rows_per_step) * rows_per_step)
+
+
 def batch_dataset(stream: BatchStream, rows: int) -> Dataset:
     """Ray Data set of `rows` rows in their order: row (int64), hr (uint8 N×H×W×3), lr (uint8 N×h×w×3).
 
     lr is absent where the worker is to degrade.
     """
-    hr_bytes = stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
-    per_block = max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // hr_bytes))
-    blocks = math.ceil(rows / max(per_block, math.ceil(rows / MOST_BLOCKS)))
-    numbered = ray.data.range(rows, override_num_blocks=blocks)
+    numbered = ray.data.range(rows, override_num_blocks=math.ceil(rows / _rows_per_block(stream)))
     task = partial(_make_rows, token=stream.token, kept=[ray.put(stream)])
     return numbered.map_batches(task, batch_size=None, num_cpus=1)
+
+
+def _rows_per_block(stream: BatchStream) -> int:
+    hr_bytes = stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
+    return max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // hr_bytes))
 
 
 def _make_rows(block: dict[str, np.ndarray], *, token: str, kept: list[Any]) -> dict[str, np.ndarray]:

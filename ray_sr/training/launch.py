@@ -23,7 +23,7 @@ from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
 from ray_sr.data.manifest import read_manifest
-from ray_sr.data.stream import batch_dataset, open_stream
+from ray_sr.data.stream import batch_dataset, open_stream, segment_rows
 from ray_sr.errors import ClusterError, InputError, ModelError, RaySRError, RecipeError, ResourceError
 from ray_sr.features import resolve_feature_weights
 from ray_sr.images import write_bytes
@@ -38,7 +38,7 @@ from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
 SILENT_SECONDS = 60.0
-SPARE_ROWS = 64  # rows beyond the last step, for what the split among workers drops
+SPARE_STEPS = 64  # rows beyond the last step, for what the split among workers drops
 Listener = Callable[[Record], None]
 
 
@@ -86,6 +86,7 @@ def train(
     monitor = start_monitor()
     stream = open_stream(recipe, place, FirstRow(monitor))
     unknown = run.forget_broken_note() if resume else None
+    rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
     config = {
         "recipe": recipe.dump(),
         "resume": str(unknown) if unknown else None,
@@ -93,6 +94,7 @@ def train(
         "monitor": monitor,
         "init": ray.put(weights) if weights is not None else None,
         "stream": ray.put(stream),
+        "segment_rows": rows,
         "data": {
             "sub_images": len(stream.index),
             "cached": stream.cached,
@@ -100,7 +102,6 @@ def train(
             "skipped": stream.index.skipped,
         },
     }
-    rows = (recipe.total_steps + SPARE_ROWS) * recipe.rows_per_step
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,

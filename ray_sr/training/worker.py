@@ -94,6 +94,7 @@ class Worker:
         self.compute = Compute.of(self.recipe.training, device)
         self.state = TrainState(self.recipe, self.compute)
         self._restore(config)
+        self.first_row, self.segment_rows = self.state.step * self.rows, config["segment_rows"]
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
         self.meter = Meter()
         self.wait = 0.0
@@ -175,18 +176,23 @@ class Worker:
     def _announce(self) -> None:
         if self.rank == 0:
             self._leave_room()
-            ray.get(self.monitor.begin_at.remote(self.state.step * self.rows))
+            ray.get(self.monitor.begin_at.remote(self.first_row))
             record = {"event": "start", "step": self.state.step, "world": self.world}
             ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
 
     def _batches(self) -> Iterator[Batch]:
         pinned = self.compute.device.type == "cuda"
         if self.stream.by_tasks:
-            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"), pinned)
-        begin = self.state.step * self.rows
-        first = begin + (self.rank - begin) % self.world
+            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"), pinned, self._begin_again)
+        first = self.first_row + (self.rank - self.first_row) % self.world
         threads = spare_threads(self.recipe.training.cpus_per_worker)
         return made_here(self.stream, first, self.world, threads, pinned)
+
+    def _begin_again(self, times: int) -> bool:
+        """The tasks have made their rows: let them make the next ones, when all workers have asked for them."""
+        if self.rank == 0:
+            ray.get(self.monitor.begin_at.remote(self.first_row + times * self.segment_rows))
+        return True
 
     def _next_parts(self, batches: Iterator[Batch]) -> list[Part]:
         """This worker's parts of the step: the rows whose number leaves its rank when divided by the world.

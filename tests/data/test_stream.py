@@ -20,7 +20,7 @@ from ray_sr.data.manifest import Cutting
 from ray_sr.data.pixels import CachedPixels, StoredPixels, open_pixels, read_index, validation_photos
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream
+from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream, segment_rows
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import parse_recipe
@@ -163,6 +163,43 @@ def test_both_places_give_the_same_rows_from_any_start(shards: str, degradation:
             assert ours.row == theirs.row
             np.testing.assert_array_equal(ours.hr, theirs.hr)
             np.testing.assert_array_equal(ours.lr, theirs.lr)
+
+
+class Beginning:
+    """Where the stream begins: an actor, so that the tasks see it move."""
+
+    def __init__(self) -> None:
+        self.row = 0
+
+    def move(self, row: int) -> None:
+        self.row = row
+
+    def read(self) -> int:
+        return self.row
+
+
+def test_tasks_make_the_next_rows_when_the_first_are_used_up(shards: str) -> None:
+    beginning = ray.remote(Beginning).options(num_cpus=0).remote()
+    stream = open_stream(
+        with_data(cache="memory", degrade_in="tasks"), shards, lambda: ray.get(beginning.read.remote())
+    )
+
+    def begin_again(times: int) -> bool:
+        ray.get(beginning.move.remote(5 * times))
+        return times < 3
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    batches = list(made_by_tasks(stream, batch_dataset(stream, 5), begin_again=begin_again))
+    assert [batch.row for batch in batches] == list(range(15))
+    np.testing.assert_array_equal(batches[12].hr, stream.batches([12])[1][0])
+
+
+def test_a_long_run_is_cut_into_segments_of_whole_steps(shards: str) -> None:
+    stream = open_stream(with_data(cache="memory"), shards, lambda: 0)
+    assert segment_rows(stream, 100, 3) == 100
+    rows = segment_rows(stream, 10**9, 3)
+    assert rows % 3 == 0
+    assert rows < 10**6
 
 
 def test_workers_of_a_group_share_the_rows(shards: str) -> None:

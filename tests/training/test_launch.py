@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ray_sr.data import stream
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
@@ -177,12 +178,13 @@ def _descends_from(pid: int, ancestor: int) -> bool:
     return False
 
 
-def test_two_workers_share_the_batch(shards: str, tmp_path: Path) -> None:
+def test_two_workers_share_the_batch(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crops are made by tasks, in several segments of 16 steps, which no step notices."""
+    monkeypatch.setattr(stream, "SEGMENT_BLOCKS", 1)
     run = Run.at(tmp_path / "two")
-    ended = train(
-        recipe("training.workers=2", "gan.steps=3", "pretrain.steps=5", "validation.every=4"), run, shards=shards
-    )
-    assert ended.step == 8
+    changes = ("training.workers=2", "gan.steps=3", "pretrain.steps=33", "validation.every=12")
+    ended = train(recipe(*changes, "data.degrade_in=tasks"), run, shards=shards)
+    assert ended.step == 36
     assert run.records("start")[0]["world"] == 2
     assert run.records("validation")[-1]["psnr_y"] > 0
 
