@@ -30,9 +30,6 @@ from ray_sr.image_metadata import (
     MAX_JPEG_XMP,
     BrokenExif,
     Extras,
-    add_to_jpeg,
-    add_to_png,
-    add_to_webp,
     credits_only,
     icc_fits,
     read_orientation,
@@ -40,6 +37,7 @@ from ray_sr.image_metadata import (
     settle_exif,
     settle_xmp,
 )
+from ray_sr.image_savers import Style, error_line, save
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -75,7 +73,6 @@ FORMATS = ("png", "jpeg", "webp", "tiff")
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383}
-_INCH_MM = 25.4
 
 
 @dataclass(frozen=True)
@@ -237,7 +234,7 @@ def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
         image, converted = _to_gray_or_rgb(image, header)
         samples = image.numpy().reshape(image.height, image.width, image.bands)
     except pyvips.Error as error:
-        raise PhotoError(f"the {header.format} cannot be decoded ({_one_line(error)})") from None
+        raise PhotoError(f"the {header.format} cannot be decoded ({error_line(error)})") from None
     colors = 1 if image.bands < 3 else 3
     exif, orientation, exif_broken = _settled_exif(image, header)
     icc, icc_dropped = (None, ()) if converted else _usable_icc(image, header, colors)
@@ -308,11 +305,6 @@ def _turned_density(density: tuple[float, float] | None, orientation: int) -> tu
     if density is None or min(density) < 0.1 or max(density) > 1e5:
         return None
     return density[::-1] if orientation in (5, 6, 7, 8) else density
-
-
-def _one_line(error: pyvips.Error) -> str:
-    """The last thing libvips said: its buffer may begin with what an earlier picture left there."""
-    return _printable(f"{error.message} {error.detail}".strip().splitlines()[-1].strip()[:200])
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -411,15 +403,16 @@ def encode(
     if format not in FORMATS:
         raise InputError(f"unknown picture format {format!r}; use one of {', '.join(FORMATS)}")
     check_result_size(format, photo.width, photo.height)
-    photo = _fit_to_format(photo, left_out(photo, format), background)
-    extras = _extras(photo, metadata)
+    photo = fit_to_format(photo, left_out(photo, format), background)
+    extras = extras_of(photo, metadata, (photo.height, photo.width))
     try:
-        return _SAVERS[format](photo, extras, quality, lossless)
+        return save(_to_vips(photo), Style(format, extras, photo.icc, quality, lossless))
     except pyvips.Error as error:
-        raise ResourceError(f"the picture cannot be encoded as {format} ({_one_line(error)})") from None
+        raise ResourceError(f"the picture cannot be encoded as {format} ({error_line(error)})") from None
 
 
-def _fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
+def fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
+    """The photo without what `left_out` names as lost. Works on any part of a photo."""
     if "depth-reduced" in lost:
         alpha = None if photo.alpha is None else _to_8_bits(photo.alpha)
         photo = replace(photo, pixels=_to_8_bits(photo.pixels), alpha=alpha)
@@ -444,12 +437,13 @@ def _flatten(photo: Photo, background: tuple[int, int, int]) -> Photo:
     return replace(photo, pixels=np.rint(mixed).astype(np.uint8), alpha=None)
 
 
-def _extras(photo: Photo, metadata: Metadata) -> Extras:
+def extras_of(photo: Photo, metadata: Metadata, size: tuple[int, int]) -> Extras:
+    """What goes into a picture of this height and width beside its pixels."""
     exif = photo.exif
     if exif and metadata == "copyright":
         exif = credits_only(exif)
     elif exif:
-        exif = resize_exif(exif, photo.width, photo.height)
+        exif = resize_exif(exif, *size[::-1])
     kept = metadata == "keep"
     return Extras(None if metadata == "none" else exif, photo.xmp if kept else None, photo.density)
 
@@ -462,35 +456,4 @@ def _to_vips(photo: Photo) -> pyvips.Image:
     kinds = {(8, 1): "b-w", (8, 3): "srgb", (16, 1): "grey16", (16, 3): "rgb16"}
     storage = "uchar" if photo.depth == 8 else "ushort"
     image = pyvips.Image.new_from_memory(samples, photo.width, photo.height, samples.shape[2], storage)
-    image = image.copy(interpretation=kinds[photo.depth, photo.channels])
-    if photo.icc:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", photo.icc)
-    return image
-
-
-def _save_png(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    data = _to_vips(photo).pngsave_buffer(compression=1, filter="sub", bitdepth=photo.depth, keep="none")
-    return add_to_png(data, extras, photo.icc)
-
-
-def _save_jpeg(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    return add_to_jpeg(_to_vips(photo).jpegsave_buffer(Q=quality, subsample_mode="off", keep="icc"), extras)
-
-
-def _save_webp(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    options = {"Q": 25, "lossless": True, "effort": 0} if lossless else {"Q": quality, "effort": 2}
-    data = _to_vips(photo).webpsave_buffer(exact=True, keep="icc", **options)
-    return add_to_webp(data, extras, photo.width, photo.height, photo.alpha is not None)
-
-
-def _save_tiff(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    across, down = extras.density or (72.0, 72.0)
-    image = _to_vips(photo).copy(xres=across / _INCH_MM, yres=down / _INCH_MM)
-    if extras.xmp:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", extras.xmp)
-    keep = pyvips.enums.ForeignKeep.ICC | pyvips.enums.ForeignKeep.XMP
-    options = {"compression": "deflate", "level": 1, "predictor": "horizontal", "resunit": "inch"}
-    return image.tiffsave_buffer(keep=keep, bigtiff=photo.pixels.nbytes >= 3 << 30, **options)
-
-
-_SAVERS = {"png": _save_png, "jpeg": _save_jpeg, "webp": _save_webp, "tiff": _save_tiff}
+    return image.copy(interpretation=kinds[photo.depth, photo.channels])
