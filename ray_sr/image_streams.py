@@ -55,7 +55,8 @@ def write_bands(
     lost = left_out(photo, format)
     kept = fit_to_format(_corner(photo), lost, background)
     style = Style(format, extras_of(kept, metadata, size), kept.icc, quality, lossless)
-    fitted = (fit_to_format(replace(photo, pixels=c, alpha=a), lost, background) for c, a in bands)
+    parts = (part for colour, alpha in bands for part in _parts(photo, colour, alpha))
+    fitted = (fit_to_format(part, lost, background) for part in parts)
     target = Path(os.fsdecode(path))
     aside = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -75,6 +76,14 @@ def _corner(photo: Photo) -> Photo:
     """One pixel of the photo: its kind and its metadata, whatever its size."""
     alpha = None if photo.alpha is None else photo.alpha[:1, :1]
     return replace(photo, pixels=photo.pixels[:1, :1], alpha=alpha)
+
+
+def _parts(photo: Photo, colour: np.ndarray, alpha: np.ndarray | None) -> Iterator[Photo]:
+    """The band in pieces, so that what is made of them stays small."""
+    several = max(1, _PIECE_BYTES // colour[0].nbytes)
+    for top in range(0, len(colour), several):
+        rows = np.s_[top : top + several]
+        yield replace(photo, pixels=colour[rows], alpha=None if alpha is None else alpha[rows])
 
 
 def _samples(photo: Photo) -> np.ndarray:
@@ -129,10 +138,8 @@ def _png(header: bytes, bands: Iterator[np.ndarray]) -> Iterator[bytes]:
     stored = zlib.compressobj(0)
     for band in bands:
         lines = band.astype(band.dtype.newbyteorder(">"), copy=False).reshape(len(band), -1).view(np.uint8)
-        several = max(1, _PIECE_BYTES // lines.shape[1])
-        for top in range(0, len(lines), several):
-            unfiltered = np.pad(lines[top : top + several], ((0, 0), (1, 0)))
-            yield _chunk(b"IDAT", stored.compress(unfiltered.data))
+        unfiltered = np.pad(lines, ((0, 0), (1, 0)))
+        yield _chunk(b"IDAT", stored.compress(unfiltered.data))
     yield _chunk(b"IDAT", stored.flush())
     yield _chunk(b"IEND", b"")
 

@@ -14,18 +14,22 @@ from ray_sr.images import FORMATS, SUFFIXES, format_of
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
-_ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One photo and the place of its result. `problem`: why it cannot be done; `skip`: the result is there."""
+    """One photo and the place of its result. `problem`: why it cannot be done; `skip`: the result is there.
+
+    comparison: where a picture of the photo beside its result goes, if it is wanted.
+    """
 
     source: Path
     target: Path | None
     format: str = "png"
     problem: str | None = None
     skip: bool = False
+    comparison: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,16 @@ def plan_jobs(
     suffix: str = "",
     existing: Existing = "refuse",
     recursive: bool = False,
+    compare: bool = False,
 ) -> list[Job]:
     """Jobs for files, folders and glob patterns, in the order named; folders are sorted by name.
 
     output: a folder; a file, where it ends in a picture suffix and there is one photo; or None, beside each
     photo. Results are named after their photos plus `suffix`; folders keep their structure. format: one of
     png, jpeg, webp, tiff; by default the output file's, else png. From folders are taken: files with a picture
-    suffix, not hidden, not results of others in the same folder. What is missing, would replace a photo that
-    is read, or another result, becomes a job with a problem. Raises RecipeError for options that do not fit.
+    suffix, not hidden, not results of others in the same folder. compare: a comparison is wanted of each.
+    What is missing, would replace a photo that is read, or another result, becomes a job with a problem.
+    Raises RecipeError for options that do not fit.
     """
     if format not in (None, *FORMATS):
         raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
@@ -62,9 +68,9 @@ def plan_jobs(
     if file and len(found) != 1:
         raise RecipeError(f"{file} names one file, but there are {len(found)} photos: name a folder")
     chosen = format or (format_of(file) if file else "png")
-    ending = suffix + _ENDINGS[chosen]
+    ending = suffix + ENDINGS[chosen]
     placed = [(entry, file or _place(entry, folder, ending)) for entry in found]
-    return list(_checked(_without_results(placed), chosen, existing))
+    return list(_checked(_without_results(placed), chosen, existing, compare))
 
 
 def _output_file(output: str | os.PathLike[str] | None) -> Path | None:
@@ -108,23 +114,33 @@ def _place(entry: _Found, folder: Path | None, ending: str) -> Path:
 def _without_results(placed: list[tuple[_Found, Path]]) -> list[tuple[_Found, Path]]:
     """Leaves out what an earlier run made beside the photos of a folder."""
     results = {_key(target) for entry, target in placed if _key(target) != _key(entry.path)}
+    results |= {_key(_comparison(target)) for _, target in placed}
     return [(entry, target) for entry, target in placed if entry.below is None or _key(entry.path) not in results]
 
 
-def _checked(placed: Iterable[tuple[_Found, Path]], format: str, existing: Existing) -> Iterator[Job]:
+def _comparison(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_compare.png")
+
+
+def _checked(
+    placed: Iterable[tuple[_Found, Path]], format: str, existing: Existing, compare: bool
+) -> Iterator[Job]:
     placed = list(placed)
     sources = {_key(entry.path) for entry, _ in placed}
     owners: dict[str, Path] = {}
     for entry, target in placed:
+        comparison = _comparison(target) if compare else None
+        places = [place for place in (target, comparison) if place is not None]
         problem, skip = entry.problem, False
         if problem is None:
-            problem = _conflict(target, sources, owners)
+            problem = next(filter(None, (_conflict(place, sources, owners) for place in places)), None)
         if problem is None:
-            owners[_key(target)] = entry.path
+            owners.update({_key(place): entry.path for place in places})
             skip = existing == "skip" and target.exists()
-        if problem is None and existing == "refuse" and target.exists():
-            problem = f"{target} exists already: use --overwrite or --skip-existing"
-        yield Job(entry.path, None if entry.problem else target, format, problem, skip)
+        there = next((place for place in places if place.exists()), None)
+        if problem is None and existing == "refuse" and there is not None:
+            problem = f"{there} exists already: use --overwrite or --skip-existing"
+        yield Job(entry.path, None if entry.problem else target, format, problem, skip, comparison)
 
 
 def _conflict(target: Path, sources: set[str], owners: dict[str, Path]) -> str | None:
