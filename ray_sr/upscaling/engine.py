@@ -30,6 +30,7 @@ from ray_sr.upscaling.precision import (
     to_bfloat16,
     try_out,
 )
+from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
 from ray_sr.upscaling.tiles import Plan, Span, plan_tiles
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -78,7 +79,8 @@ class Engine:
     precision: `auto` is bf16 where the device multiplies it in hardware and the network bears it, else float32.
     16-bit pictures are run in float32 in any case.
     tile: largest tile as the side of a square, in input pixels, margins included; by default what fits in
-    1.5 GiB on a CPU (at most 448) and in half of the free memory on a GPU (at most 1024).
+    1.5 GiB on a CPU (at most 448) and in half of the free memory on a GPU (at most 1024); how much fits is
+    estimated on a CPU and measured on a GPU, once.
     overlap: margin of a tile; by default the receptive field, but at most a sixth of the tile or 32 px,
     whichever is more: what very deep networks see beyond that weighs next to nothing.
     batch: tiles that are run at once. ensemble: each tile is run in its eight orientations, turned and mirrored,
@@ -193,7 +195,9 @@ class Engine:
 
     def _default_tile(self, values_per_pixel: float) -> int:
         whole = self.capability.whole_image_norm
-        pixels = _memory_for_tiles(self.device, whole) / max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
+        estimate = max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
+        measured = measured_bytes_per_pixel(self._fast, self.capability, self.device, self.precision)
+        pixels = _memory_for_tiles(self.device, whole) / (measured or estimate)
         side = math.isqrt(int(pixels))
         largest = LARGEST_CPU_TILE if self.device.type == "cpu" else LARGEST_TILE
         return max(self._least_tile(side), side if whole else min(side, largest))
