@@ -1,6 +1,8 @@
 """Upscaling of a whole Photo: colour by the network, transparency by its own path, the rest carried along.
 
-The network works on the values as they are encoded, so the profile that came with them still describes them.
+The network works on the values as they are encoded, so the profile that came with them still describes them;
+only where that profile is linear in light, which no network has been trained on, they are turned into sRGB's
+curve for the network, and back.
 Gray stays gray and 16 bits stay 16 bits. Colour is first spread under the fully transparent pixels, so that
 what lies hidden there (often black) does not bleed into the visible edge.
 """
@@ -8,12 +10,13 @@ what lies hidden there (often black) does not bleed into the visible edge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from ray_sr.errors import InputError
+from ray_sr.image_metadata import icc_is_linear
 from ray_sr.images import Photo
 from ray_sr.resample import resize_array, resize_bands, resize_to
 from ray_sr.upscaling.consistency import back_project
@@ -45,19 +48,63 @@ def upscale_photo(
     """
     height, width = (wanted or Wanted(scale)).of(photo, engine.scale)
     colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha)
+    curve = _Curve.of(photo)
     if consistency:
-        pixels = _consistent(colour, (height, width), engine, progress)
+        pixels = _consistent(colour, curve, (height, width), engine, progress)
     else:
-        pixels = engine.run(colour, photo.pixels.dtype, progress=progress)
+        run = engine.run(curve.before(colour), curve.dtype, exact=photo.depth == 16, progress=progress)
+        pixels = curve.after(run)
         if pixels.shape[:2] != (height, width):
             pixels = resize_array(pixels, height, width)
     alpha = None if photo.alpha is None else resize_alpha(photo.alpha, height, width)
     return replace(photo, pixels=pixels, alpha=alpha)
 
 
-def _consistent(colour: np.ndarray, size: tuple[int, int], engine: Engine, progress: Progress | None) -> np.ndarray:
+@dataclass(frozen=True)
+class _Curve:
+    """What lies between a photo's values and the network's: nothing, or where they are linear, sRGB's curve.
+
+    depth: the photo's type. dtype: that of the network's results before `after`.
+    """
+
+    depth: np.dtype
+    linear: bool
+
+    @classmethod
+    def of(cls, photo: Photo) -> _Curve:
+        return cls(photo.pixels.dtype, icc_is_linear(photo.icc))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32) if self.linear else self.depth
+
+    def before(self, pixels: np.ndarray) -> np.ndarray:
+        """Values for the network: float32 in [0, 1] where the photo is linear (IEC 61966-2-1, section 5.3)."""
+        if not self.linear:
+            return pixels
+        light = pixels / np.float32(np.iinfo(self.depth).max)
+        return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
+
+    def to_light(self, values: np.ndarray) -> np.ndarray:
+        """float32 results of the network as the photo has them (IEC 61966-2-1, section 5.2)."""
+        if not self.linear:
+            return values
+        values = values.clip(0, 1)
+        return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+    def after(self, values: np.ndarray) -> np.ndarray:
+        """Results of the network, of `dtype`, as pixels."""
+        if not self.linear:
+            return values
+        return np.rint(self.to_light(values) * np.iinfo(self.depth).max).astype(self.depth)
+
+
+def _consistent(
+    colour: np.ndarray, curve: _Curve, size: tuple[int, int], engine: Engine, progress: Progress | None
+) -> np.ndarray:
     check_enlarges(colour, size)
-    result = engine.run(colour, np.float32, progress=progress)
+    exact = colour.dtype == np.uint16
+    result = curve.to_light(engine.run(curve.before(colour), np.float32, exact=exact, progress=progress))
     if result.shape[:2] != size:
         batch = torch.from_numpy(result).permute(2, 0, 1)[None]
         result = resize_to(batch, *size)[0].permute(1, 2, 0).numpy()
@@ -93,7 +140,9 @@ def upscale_in_bands(
     Beside the photo, little more than a row of tiles is in memory.
     """
     colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha)
-    bands: Iterator[np.ndarray] = (band for _, band in engine.bands(colour, photo.pixels.dtype, progress=progress))
+    curve = _Curve.of(photo)
+    run = engine.bands(curve.before(colour), curve.dtype, exact=photo.depth == 16, progress=progress)
+    bands: Iterator[np.ndarray] = (curve.after(band) for _, band in run)
     larger = photo.height * engine.scale, photo.width * engine.scale
     if larger != size:
         bands = resize_bands(bands, larger, size)
