@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ray_sr.data.sources import PhotoFile, find_photos, read_photo_bytes
 from ray_sr.errors import ClusterError, InputError, RecipeError, ResourceError
+from ray_sr.images import SUFFIXES
 from ray_sr.model_store import Model
 from ray_sr.progress import Progress
 from ray_sr.storage import (
@@ -112,8 +113,9 @@ def upscale_archive(
 def _plan(
     places: Sequence[str], output: str, model: Model, wanted: Wanted, options: FileOptions, ensemble: bool
 ) -> Plan:
-    filesystem, folder = open_filesystem(output)
     suffix = wanted.suffix(model.capability.scale) if options.suffix is None else options.suffix
+    _check_names(output, suffix)
+    filesystem, folder = open_filesystem(output)
     ending = suffix + ENDINGS[options.format or "png"]
     there = _listing(filesystem, folder)
     overwrite = options.existing == "overwrite"
@@ -121,13 +123,20 @@ def _plan(
     before = _earlier(filesystem, folder, made_with, overwrite)
     known: list[FileResult] = []
     todo: list[FileResult] = []
-    for result in _results(places, _path_of(output), ending):
+    for result in _results(places, _plain(output), ending):
         if result.status == "failed" or result.target not in there or overwrite:
             (known if result.status == "failed" else todo).append(result)
         else:
             done = before.get(result.target, result)
             known.append(replace(done, status="skipped", reason="the result is there already"))
     return Plan(output, wanted, options, made_with, tuple(todo), tuple(known))
+
+
+def _check_names(output: str, suffix: str) -> None:
+    if PurePosixPath(output).suffix.lower() in SUFFIXES or not output:
+        raise RecipeError(f"{output or 'an empty name'}: an archive goes into a folder: name one with -o")
+    if "/" in suffix:
+        raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold /")
 
 
 def _results(places: Sequence[str], output: str, ending: str) -> Iterator[FileResult]:
@@ -141,7 +150,7 @@ def _results(places: Sequence[str], output: str, ending: str) -> Iterator[FileRe
             yield FileResult(place, None, "failed", str(error).removeprefix(f"{place}: "))
     targets = {_target(photo, ending) for photo in found.values()}
     for uri, photo in found.items():
-        path = _path_of(uri)
+        path = _plain(uri)
         if path.startswith(f"{output}/") and path.removeprefix(f"{output}/") in targets:
             continue  # a result of an earlier run, in the folder of its photo or in one inside it
         target = _target(photo, ending)
@@ -155,8 +164,11 @@ def _target(photo: PhotoFile, ending: str) -> str:
     return str(path.with_name(path.stem + ending))
 
 
-def _path_of(uri: str) -> str:
-    return open_filesystem(uri.partition("#")[0] if ".parquet#" in uri else uri)[1].rstrip("/")
+def _plain(place: str) -> str:
+    """A path or URI in the form in which two of them can be compared."""
+    if "://" not in place:
+        return str(Path(place).expanduser().absolute())
+    return place.partition("?")[0].removeprefix("file://").rstrip("/")
 
 
 def _listing(filesystem: pafs.FileSystem, folder: str) -> set[str]:
@@ -313,7 +325,9 @@ class _Upscaler:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-sr-")))
             couples = zip(batch["source"].tolist(), batch["target"].tolist(), strict=True)
-            journeys = [_Journey.of(*couple, self._plan, folder / str(i)) for i, couple in enumerate(couples)]
+            output = open_filesystem(self._plan.output)
+            options = self._plan.options
+            journeys = [_Journey.of(*names, output, options, folder / str(i)) for i, names in enumerate(couples)]
             by_job = {id(journey.job): journey for journey in journeys}
             worker = Worker(
                 self._engine,
@@ -342,18 +356,22 @@ class _Journey:
     fetched: bool
 
     @classmethod
-    def of(cls, source: str, target: str, plan: Plan, local: Path) -> _Journey:
-        filesystem, path = open_filesystem(source)
-        fetched = ".parquet#" in source or not isinstance(filesystem, pafs.LocalFileSystem)
-        store, folder = open_filesystem(plan.output)
-        place = f"{folder}/{target}"
-        at_hand = isinstance(store, pafs.LocalFileSystem)
-        result = Path(place) if at_hand else local.with_suffix(".out")
+    def of(
+        cls, source: str, target: str, output: tuple[pafs.FileSystem, str], options: FileOptions, local: Path
+    ) -> _Journey:
+        """local: names files in a temporary folder."""
+        store, folder = output
+        fetched = "://" in source or ".parquet#" in source
+        sent = not isinstance(store, pafs.LocalFileSystem)
         # Another try of a task whose actor was lost: the photos before are done.
-        skip = plan.options.existing != "overwrite" and exists(store, place)
-        photo = local.with_suffix(".in") if fetched else Path(path)
-        job = Job(photo, result, plan.options.format or "png", skip=skip)
-        return cls(source, target, job, None if at_hand else (store, place), fetched)
+        skip = options.existing != "overwrite" and exists(store, f"{folder}/{target}")
+        job = Job(
+            local.with_suffix(".in") if fetched else Path(source),
+            local.with_suffix(".out") if sent else Path(folder, target),
+            options.format or "png",
+            skip=skip,
+        )
+        return cls(source, target, job, (store, f"{folder}/{target}") if sent else None, fetched)
 
     def fetch(self) -> None:
         if not self.fetched:

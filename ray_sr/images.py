@@ -73,6 +73,7 @@ FORMATS = ("png", "jpeg", "webp", "tiff")
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383}
+_MAX_SIDE = 10_000_000  # of libvips
 
 
 @dataclass(frozen=True)
@@ -366,9 +367,10 @@ def _replace(target: Path, data: bytes) -> None:
 
 def check_result_size(format: str, width: int, height: int) -> None:
     """Raises PhotoError (format-limit) where the format cannot hold so many pixels a side."""
-    limit = _MAX_SIDES.get(format)
-    if limit and max(width, height) > limit:
-        raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; use png", "format-limit")
+    limit = _MAX_SIDES.get(format, _MAX_SIDE)
+    if max(width, height) > limit:
+        advice = "use png" if format in _MAX_SIDES else "give a smaller scale"
+        raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; {advice}", "format-limit")
 
 
 def left_out(photo: Photo, format: str) -> tuple[str, ...]:

@@ -135,6 +135,17 @@ def test_results_of_other_options_are_not_mixed(tmp_path: Path) -> None:
         _upscale([str(tmp_path / "photos")], tmp_path / "out")
 
 
+def test_names_that_make_no_archive_are_refused(tmp_path: Path) -> None:
+    _save(tmp_path / "a.png")
+    with pytest.raises(RecipeError, match="goes into a folder"):
+        _upscale([str(tmp_path)], tmp_path / "out.png")
+    with pytest.raises(RecipeError, match="cannot hold /"):
+        _upscale([str(tmp_path)], tmp_path / "out", suffix="/../x")
+    with pytest.raises(InputError, match="cannot open this storage"):
+        _upscale([str(tmp_path)], "nonsense://bucket/out")
+    assert _names(tmp_path) == ["a.png"]
+
+
 def test_two_photos_of_one_name_and_a_dry_run(tmp_path: Path) -> None:
     _save(tmp_path / "one" / "a.png"), _save(tmp_path / "two" / "a.jpg", 1)
     summary = upscale_archive(

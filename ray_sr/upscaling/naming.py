@@ -14,6 +14,8 @@ from ray_sr.images import FORMATS, SUFFIXES, format_of
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
+_OTHER_PICTURES = (".gif", ".bmp", ".avif", ".heic", ".jxl", ".jp2", ".psd", ".svg", ".pdf", ".ico")
+
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 
 
@@ -62,6 +64,7 @@ def plan_jobs(
     """
     if format not in (None, *FORMATS):
         raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
+    _check_names(inputs, output, suffix)
     file = _output_file(output)
     folder = None if file or output is None else Path(output)
     found = [entry for name in inputs for entry in _find(os.fspath(name), recursive, folder)]
@@ -73,17 +76,31 @@ def plan_jobs(
     return list(_checked(_without_results(placed), chosen, existing, compare))
 
 
+def _check_names(
+    inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None, suffix: str
+) -> None:
+    places = [os.fspath(place) for place in (*inputs, *([] if output is None else [output]))]
+    if "" in places:
+        raise RecipeError("an empty name stands for no photo and no folder: name one (. is the folder here)")
+    if remote := [place for place in places if "://" in place]:
+        raise RecipeError(f"{remote[0]}: is not on this machine: add --ray for buckets")
+    if os.sep in suffix:
+        raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold {os.sep}")
+    if output is not None and Path(output).suffix.lower() in _OTHER_PICTURES and not os.path.isdir(output):
+        raise RecipeError(f"{output}: cannot be written: the name must end in one of {', '.join(SUFFIXES)}")
+
+
 def _output_file(output: str | os.PathLike[str] | None) -> Path | None:
     """The output where it means a file: it ends in a picture suffix and is no folder."""
     path = None if output is None else Path(output)
-    return path if path and path.suffix.lower() in SUFFIXES and not path.is_dir() else None
+    return path if path and path.suffix.lower() in SUFFIXES and not os.path.isdir(path) else None
 
 
 def _find(name: str, recursive: bool, output: Path | None) -> Iterator[_Found]:
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike those of Path, these take any name
         yield from _in_folder(path, recursive, output)
-    elif path.exists():
+    elif os.path.exists(path):
         yield _Found(path)
     elif matches := sorted(glob.glob(name, recursive=True)):
         yield from (_Found(Path(match)) for match in matches if not os.path.isdir(match))
@@ -136,8 +153,8 @@ def _checked(
             problem = next(filter(None, (_conflict(place, sources, owners) for place in places)), None)
         if problem is None:
             owners.update({_key(place): entry.path for place in places})
-            skip = existing == "skip" and target.exists()
-        there = next((place for place in places if place.exists()), None)
+            skip = existing == "skip" and os.path.exists(target)
+        there = next((place for place in places if os.path.exists(place)), None)
         if problem is None and existing == "refuse" and there is not None:
             problem = f"{there} exists already: use --overwrite or --skip-existing"
         yield Job(entry.path, None if entry.problem else target, format, problem, skip, comparison)
