@@ -57,7 +57,10 @@ _UPLOAD_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job means: results still to be made, and what is known of all others."""
+    """What a job means: results still to be made, and what is known of all others.
+
+    strays: what a killed job left half-written below the output.
+    """
 
     output: str
     wanted: Wanted
@@ -65,6 +68,7 @@ class Plan:
     made_with: dict[str, Any]
     todo: tuple[FileResult, ...]
     known: tuple[FileResult, ...]
+    strays: tuple[str, ...] = ()
 
 
 def upscale_archive(
@@ -97,6 +101,9 @@ def upscale_archive(
     for result in plan.known:
         if result.status == "failed":
             print(result, file=sys.stderr)
+    filesystem, folder = open_filesystem(output)
+    for stray in plan.strays:
+        remove_quietly(filesystem, f"{folder}/{stray}")
     manifest = _Manifest(plan)
     manifest.write()
     try:
@@ -117,7 +124,9 @@ def _plan(
     _check_names(output, suffix)
     filesystem, folder = open_filesystem(output)
     ending = suffix + ENDINGS[options.format or "png"]
-    there = _listing(filesystem, folder)
+    names = _listing(filesystem, folder)
+    strays = tuple(name for name in names if _STRAY.fullmatch(PurePosixPath(name).name))
+    there = set(names)
     overwrite = options.existing == "overwrite"
     made_with = _made_with(model, wanted, options, ensemble)
     before = _earlier(filesystem, folder, made_with, overwrite)
@@ -129,7 +138,7 @@ def _plan(
         else:
             done = before.get(result.target, result)
             known.append(replace(done, status="skipped", reason="the result is there already"))
-    return Plan(output, wanted, options, made_with, tuple(todo), tuple(known))
+    return Plan(output, wanted, options, made_with, tuple(todo), tuple(known), strays)
 
 
 def _check_names(output: str, suffix: str) -> None:
@@ -171,20 +180,15 @@ def _plain(place: str) -> str:
     return place.partition("?")[0].removeprefix("file://").rstrip("/")
 
 
-def _listing(filesystem: pafs.FileSystem, folder: str) -> set[str]:
-    """Names of the files below the output; what a killed job left half-written is removed."""
+def _listing(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """Names of the files below the output."""
     selector = pafs.FileSelector(folder, recursive=True, allow_not_found=True)
-    names = set()
     try:
         found = filesystem.get_file_info(selector)
     except (OSError, pa.ArrowException) as error:
         raise ResourceError(f"{folder}: cannot be listed: {first_line(error)}") from None
-    for info in found:
-        if info.type == pafs.FileType.File and _STRAY.fullmatch(info.base_name):
-            remove_quietly(filesystem, info.path)
-        elif info.type == pafs.FileType.File:
-            names.add(str(PurePosixPath(info.path).relative_to(folder)))
-    return names
+    files = (info.path for info in found if info.type == pafs.FileType.File)
+    return [str(PurePosixPath(path).relative_to(folder)) for path in files]
 
 
 # The manifest ---------------------------------------------------------------------------------------------
@@ -265,7 +269,7 @@ def _run(
         _Upscaler,
         fn_constructor_kwargs={
             "model": ray.put((model.module, model.capability)),
-            "plan": replace(plan, todo=(), known=()),
+            "plan": replace(plan, todo=(), known=(), strays=()),
             "engine_options": engine_options,
             "gpu": bool(resources.get("num_gpus")),
         },

@@ -148,6 +148,9 @@ def test_names_that_make_no_archive_are_refused(tmp_path: Path) -> None:
 
 def test_two_photos_of_one_name_and_a_dry_run(tmp_path: Path) -> None:
     _save(tmp_path / "one" / "a.png"), _save(tmp_path / "two" / "a.jpg", 1)
+    stray = tmp_path / "out" / ".0123456789abcdef.part"
+    stray.parent.mkdir()
+    stray.write_bytes(b"half")
     summary = upscale_archive(
         [str(tmp_path / "one"), str(tmp_path / "two")],
         str(tmp_path / "out"),
@@ -157,7 +160,7 @@ def test_two_photos_of_one_name_and_a_dry_run(tmp_path: Path) -> None:
     )
     assert sorted(file.status for file in summary.files) == ["failed", "planned"]
     assert {file.target for file in summary.files} == {"a_99w.png"}
-    assert not (tmp_path / "out").exists()
+    assert _names(tmp_path / "out") == [stray.name]
 
 
 @pytest.mark.usefixtures("ray_local")

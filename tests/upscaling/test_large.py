@@ -153,14 +153,13 @@ MEASURED = """
 """
 
 
-@pytest.mark.parametrize("ending", ["png", "tif"])
-def test_memory_does_not_grow_with_the_result(ending: str, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_result(tmp_path: Path) -> None:
     """A result of 12,000 x 9,000, 324 MB, from a photo of 20 MB."""
     write_photo(tmp_path / "small.png", Photo(np.zeros((450, 450, 3), np.uint8)))
     write_photo(tmp_path / "large.tif", Photo(np.zeros((2250, 3000, 3), np.uint8)))
-    files = [tmp_path / name for name in ("small.png", "small_out.png", "large.tif", f"out.{ending}")]
+    files = [tmp_path / name for name in ("small.png", "small_out.png", "large.tif", "out.png")]
     command = [sys.executable, "-c", textwrap.dedent(MEASURED), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300, "MiB: less than the result itself"
-    assert read_photo(tmp_path / f"out.{ending}").pixels.shape == (9000, 12000, 3)
+    assert read_photo(tmp_path / "out.png").pixels.shape == (9000, 12000, 3)
