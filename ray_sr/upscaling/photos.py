@@ -25,6 +25,8 @@ from ray_sr.upscaling.sizes import Wanted
 
 Progress = Callable[[float], None]
 
+_PIECE_BYTES = 16 << 20
+_ALPHA_ROWS = 32
 _STRIP_ROWS = 256
 _STRIP_HALVINGS = 3  # _STRIP_ROWS is a multiple of 2 to this power
 
@@ -137,12 +139,13 @@ def upscale_in_bands(
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """What `upscale_photo` gives for this (height, width), in bands of rows from the top: colour and opacity.
 
-    Beside the photo, little more than a row of tiles is in memory.
+    Beside the photo, little more than a row of tiles is in memory: where colour is spread under transparent
+    pixels, that is done in the photo's own array.
     """
-    colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha)
+    colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha, in_place=True)
     curve = _Curve.of(photo)
     run = engine.bands(curve.before(colour), curve.dtype, exact=photo.depth == 16, progress=progress)
-    bands: Iterator[np.ndarray] = (curve.after(band) for _, band in run)
+    bands: Iterator[np.ndarray] = map(curve.after, _in_pieces(run))
     larger = photo.height * engine.scale, photo.width * engine.scale
     if larger != size:
         bands = resize_bands(bands, larger, size)
@@ -150,6 +153,15 @@ def upscale_in_bands(
         yield from ((band, None) for band in bands)
         return
     yield from _side_by_side(bands, _alpha_in_bands(photo.alpha, size))
+
+
+def _in_pieces(bands: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
+    """The same rows in small copies, so that no view keeps a band while the next one is made."""
+    for _, band in bands:
+        several = max(1, _PIECE_BYTES // band[0].nbytes)
+        for top in range(0, len(band), several):
+            yield band[top : top + several].copy()
+        del band
 
 
 def _side_by_side(
@@ -167,11 +179,11 @@ def _side_by_side(
 
 def _alpha_in_bands(alpha: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """`resize_alpha` in bands."""
-    strips = [alpha[top : top + _STRIP_ROWS] for top in range(0, len(alpha), _STRIP_ROWS)]
+    strips = [alpha[top : top + _ALPHA_ROWS] for top in range(0, len(alpha), _ALPHA_ROWS)]
     first = alpha.flat[0]
     if all((strip == first).all() for strip in strips):
-        tops = range(0, size[0], _STRIP_ROWS)
-        yield from (np.full((min(_STRIP_ROWS, size[0] - top), size[1]), first, alpha.dtype) for top in tops)
+        tops = range(0, size[0], _ALPHA_ROWS)
+        yield from (np.full((min(_ALPHA_ROWS, size[0] - top), size[1]), first, alpha.dtype) for top in tops)
         return
     masked = all(_is_mask(strip) for strip in strips)
     for band in resize_bands(strips, (alpha.shape[0], alpha.shape[1]), size):
@@ -195,13 +207,13 @@ def _to_mask(alpha: np.ndarray) -> np.ndarray:
     return np.where(alpha > opaque // 2, opaque, 0).astype(alpha.dtype)
 
 
-def spread_colour(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def spread_colour(pixels: np.ndarray, alpha: np.ndarray, *, in_place: bool = False) -> np.ndarray:
     """H×W×C with every fully transparent pixel given a mean colour of the visible pixels around it.
 
     Visible pixels stay as they are. The mean, weighted by opacity, is taken over the smallest of the squares
     of 2, 4, 8, … pixels which holds a visible one (pull-push: Gortler et al., The Lumigraph, 1996).
     A photo without visible or without transparent pixels is returned as it is. Strip by strip, so that the
-    sums in float32 are never there for the whole photo.
+    sums in float32 are never there for the whole photo; in_place: nor is a copy, where `pixels` can be written.
     """
     hidden = alpha == 0
     if hidden.all() or not hidden.any():
@@ -210,7 +222,7 @@ def spread_colour(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     sums = [_coarse(pixels[rows], alpha[rows]) for rows in strips]
     colours, weights = zip(*sums, strict=True)
     coarse = _fill(np.concatenate(colours), np.concatenate(weights))
-    result = pixels.copy()
+    result = pixels if in_place and pixels.flags.writeable else pixels.copy()
     for rows in strips:
         below = coarse[rows.start >> _STRIP_HALVINGS : rows.stop >> _STRIP_HALVINGS]
         filled = np.rint(_fill(*_sums(pixels[rows], alpha[rows]), _STRIP_HALVINGS, below))
