@@ -74,6 +74,7 @@ SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".t
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383}
 _MAX_SIDE = 10_000_000  # of libvips
+_STRIP_BYTES = 32 << 20  # decoded at once
 
 
 @dataclass(frozen=True)
@@ -233,18 +234,17 @@ def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
         if (image.width, image.height) != (header.width, header.height):
             raise PhotoError(f"the {header.format} has another size than its header says")
         image, converted = _to_gray_or_rgb(image, header)
-        samples = image.numpy().reshape(image.height, image.width, image.bands)
+        pixels, alpha = _planes(image)
     except pyvips.Error as error:
         raise PhotoError(f"the {header.format} cannot be decoded ({error_line(error)})") from None
-    colors = 1 if image.bands < 3 else 3
+    colors = pixels.shape[2]
     exif, orientation, exif_broken = _settled_exif(image, header)
     icc, icc_dropped = (None, ()) if converted else _usable_icc(image, header, colors)
     iptc_dropped = ("iptc-dropped",) if image.get_typeof("iptc-data") else ()
     xmp = _blob(image, "xmp-data")
-    upright = _turn(samples, orientation)
     return Photo(
-        pixels=np.ascontiguousarray(upright[..., :colors]),
-        alpha=np.ascontiguousarray(upright[..., colors]) if image.bands > colors else None,
+        pixels=np.ascontiguousarray(_turn(pixels, orientation)),
+        alpha=None if alpha is None else np.ascontiguousarray(_turn(alpha, orientation)),
         icc=icc,
         exif=exif,
         xmp=settle_xmp(xmp) if xmp else None,
@@ -267,6 +267,23 @@ def _to_gray_or_rgb(image: pyvips.Image, header: Header) -> tuple[pyvips.Image, 
         what = f"{image.bands} channels of type {image.format}"
         raise PhotoError(f"{what} are not supported; give 8- or 16-bit gray or RGB", "unsupported-image")
     return image, warnings
+
+
+def _planes(image: pyvips.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colour H×W×C and transparency H×W, decoded strip by strip: libvips hands out each as a copy."""
+    height, width, colors = image.height, image.width, 1 if image.bands < 3 else 3
+    dtype = np.uint8 if image.format == "uchar" else np.uint16
+    pixels = np.empty((height, width, colors), dtype)
+    alpha = np.empty((height, width), dtype) if image.bands > colors else None
+    several = max(1, _STRIP_BYTES // (width * image.bands * pixels.itemsize))
+    region = pyvips.Region.new(image)
+    for top in range(0, height, several):
+        rows = min(several, height - top)
+        strip = np.frombuffer(region.fetch(0, top, width, rows), dtype).reshape(rows, width, image.bands)
+        pixels[top : top + rows] = strip[..., :colors]
+        if alpha is not None:
+            alpha[top : top + rows] = strip[..., colors]
+    return pixels, alpha
 
 
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
