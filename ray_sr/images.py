@@ -226,11 +226,12 @@ def check_header(header: Header, limits: Limits) -> None:
 
 
 def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
-    load = getattr(pyvips.Image, f"{header.format}load_buffer")
+    load = getattr(pyvips.Image, f"{header.format}load_source")
     fail_on = "warning" if limits.strict and header.format != "tiff" else "error"
     try:
         pages = {"page": header.page} if header.format == "tiff" else {}
-        image = load(data, fail_on=fail_on, access="sequential", **pages)
+        source = pyvips.Source.new_from_memory(data)  # a buffer would be copied
+        image = load(source, fail_on=fail_on, access="sequential", **pages)
         if (image.width, image.height) != (header.width, header.height):
             raise PhotoError(f"the {header.format} has another size than its header says")
         image, converted = _to_gray_or_rgb(image, header)
