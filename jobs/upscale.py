@@ -1,6 +1,6 @@
-"""Upscaling on a cluster: the options of `ray-sr upscale`.
+"""Upscaling of an archive on a cluster: the options of `ray-sr upscale --ray`.
 
-ray job submit --working-dir . -- python jobs/upscale.py FOLDER -o OUT
+ray job submit --working-dir . -- python jobs/upscale.py s3://bucket/photos -o s3://bucket/large
 """
 
 from __future__ import annotations
@@ -10,4 +10,4 @@ import sys
 from ray_sr.cli import main
 
 if __name__ == "__main__":
-    main(["upscale", *sys.argv[1:]])
+    main(["upscale", "--ray", *sys.argv[1:]])

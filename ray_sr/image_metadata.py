@@ -183,6 +183,28 @@ def icc_fits(profile: bytes, channels: int) -> bool:
     return whole and profile[12:16] in (b"mntr", b"scnr", b"prtr", b"spac") and profile[16:20] == space
 
 
+def icc_is_linear(profile: bytes | None) -> bool:
+    """Whether the profile's tone curve is a straight line, so that its values are proportional to light.
+
+    ICC.1:2022, sections 7.3 (tag table), 10.6 (curveType) and 10.18 (parametricCurveType).
+    """
+    if profile is None or len(profile) < 132:
+        return False
+    tags = min(struct.unpack_from(">I", profile, 128)[0], (len(profile) - 132) // 12)
+    for tag in range(tags):
+        name, start, size = struct.unpack_from(">4sII", profile, 132 + 12 * tag)
+        if name in (b"rTRC", b"kTRC"):
+            return _is_straight(profile[start : start + size])
+    return False
+
+
+def _is_straight(curve: bytes) -> bool:
+    if curve[:4] == b"curv" and len(curve) >= 12:
+        points = struct.unpack_from(">I", curve, 8)[0]
+        return points == 0 or (points == 1 and curve[12:14] == b"\1\0")
+    return curve[:4] == b"para" and curve[8:10] == b"\0\0" and curve[12:16] == b"\0\1\0\0"
+
+
 # Containers -----------------------------------------------------------------------------------------------
 
 

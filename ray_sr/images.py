@@ -30,9 +30,6 @@ from ray_sr.image_metadata import (
     MAX_JPEG_XMP,
     BrokenExif,
     Extras,
-    add_to_jpeg,
-    add_to_png,
-    add_to_webp,
     credits_only,
     icc_fits,
     read_orientation,
@@ -40,6 +37,7 @@ from ray_sr.image_metadata import (
     settle_exif,
     settle_xmp,
 )
+from ray_sr.image_savers import Style, error_line, save
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -75,7 +73,8 @@ FORMATS = ("png", "jpeg", "webp", "tiff")
 SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383}
-_INCH_MM = 25.4
+_MAX_SIDE = 10_000_000  # of libvips
+_STRIP_BYTES = 32 << 20  # decoded at once
 
 
 @dataclass(frozen=True)
@@ -227,26 +226,26 @@ def check_header(header: Header, limits: Limits) -> None:
 
 
 def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
-    load = getattr(pyvips.Image, f"{header.format}load_buffer")
+    load = getattr(pyvips.Image, f"{header.format}load_source")
     fail_on = "warning" if limits.strict and header.format != "tiff" else "error"
     try:
         pages = {"page": header.page} if header.format == "tiff" else {}
-        image = load(data, fail_on=fail_on, access="sequential", **pages)
+        source = pyvips.Source.new_from_memory(data)  # a buffer would be copied
+        image = load(source, fail_on=fail_on, access="sequential", **pages)
         if (image.width, image.height) != (header.width, header.height):
             raise PhotoError(f"the {header.format} has another size than its header says")
         image, converted = _to_gray_or_rgb(image, header)
-        samples = image.numpy().reshape(image.height, image.width, image.bands)
+        pixels, alpha = _planes(image)
     except pyvips.Error as error:
-        raise PhotoError(f"the {header.format} cannot be decoded ({_one_line(error)})") from None
-    colors = 1 if image.bands < 3 else 3
+        raise PhotoError(f"the {header.format} cannot be decoded ({error_line(error)})") from None
+    colors = pixels.shape[2]
     exif, orientation, exif_broken = _settled_exif(image, header)
     icc, icc_dropped = (None, ()) if converted else _usable_icc(image, header, colors)
     iptc_dropped = ("iptc-dropped",) if image.get_typeof("iptc-data") else ()
     xmp = _blob(image, "xmp-data")
-    upright = _turn(samples, orientation)
     return Photo(
-        pixels=np.ascontiguousarray(upright[..., :colors]),
-        alpha=np.ascontiguousarray(upright[..., colors]) if image.bands > colors else None,
+        pixels=np.ascontiguousarray(_turn(pixels, orientation)),
+        alpha=None if alpha is None else np.ascontiguousarray(_turn(alpha, orientation)),
         icc=icc,
         exif=exif,
         xmp=settle_xmp(xmp) if xmp else None,
@@ -269,6 +268,23 @@ def _to_gray_or_rgb(image: pyvips.Image, header: Header) -> tuple[pyvips.Image, 
         what = f"{image.bands} channels of type {image.format}"
         raise PhotoError(f"{what} are not supported; give 8- or 16-bit gray or RGB", "unsupported-image")
     return image, warnings
+
+
+def _planes(image: pyvips.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colour H×W×C and transparency H×W, decoded strip by strip: libvips hands out each as a copy."""
+    height, width, colors = image.height, image.width, 1 if image.bands < 3 else 3
+    dtype = np.uint8 if image.format == "uchar" else np.uint16
+    pixels = np.empty((height, width, colors), dtype)
+    alpha = np.empty((height, width), dtype) if image.bands > colors else None
+    several = max(1, _STRIP_BYTES // (width * image.bands * pixels.itemsize))
+    region = pyvips.Region.new(image)
+    for top in range(0, height, several):
+        rows = min(several, height - top)
+        strip = np.frombuffer(region.fetch(0, top, width, rows), dtype).reshape(rows, width, image.bands)
+        pixels[top : top + rows] = strip[..., :colors]
+        if alpha is not None:
+            alpha[top : top + rows] = strip[..., colors]
+    return pixels, alpha
 
 
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -308,11 +324,6 @@ def _turned_density(density: tuple[float, float] | None, orientation: int) -> tu
     if density is None or min(density) < 0.1 or max(density) > 1e5:
         return None
     return density[::-1] if orientation in (5, 6, 7, 8) else density
-
-
-def _one_line(error: pyvips.Error) -> str:
-    """The last thing libvips said: its buffer may begin with what an earlier picture left there."""
-    return _printable(f"{error.message} {error.detail}".strip().splitlines()[-1].strip()[:200])
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -374,9 +385,10 @@ def _replace(target: Path, data: bytes) -> None:
 
 def check_result_size(format: str, width: int, height: int) -> None:
     """Raises PhotoError (format-limit) where the format cannot hold so many pixels a side."""
-    limit = _MAX_SIDES.get(format)
-    if limit and max(width, height) > limit:
-        raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; use png", "format-limit")
+    limit = _MAX_SIDES.get(format, _MAX_SIDE)
+    if max(width, height) > limit:
+        advice = "use png" if format in _MAX_SIDES else "give a smaller scale"
+        raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; {advice}", "format-limit")
 
 
 def left_out(photo: Photo, format: str) -> tuple[str, ...]:
@@ -411,15 +423,16 @@ def encode(
     if format not in FORMATS:
         raise InputError(f"unknown picture format {format!r}; use one of {', '.join(FORMATS)}")
     check_result_size(format, photo.width, photo.height)
-    photo = _fit_to_format(photo, left_out(photo, format), background)
-    extras = _extras(photo, metadata)
+    photo = fit_to_format(photo, left_out(photo, format), background)
+    extras = extras_of(photo, metadata, (photo.height, photo.width))
     try:
-        return _SAVERS[format](photo, extras, quality, lossless)
+        return save(_to_vips(photo), Style(format, extras, photo.icc, quality, lossless))
     except pyvips.Error as error:
-        raise ResourceError(f"the picture cannot be encoded as {format} ({_one_line(error)})") from None
+        raise ResourceError(f"the picture cannot be encoded as {format} ({error_line(error)})") from None
 
 
-def _fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
+def fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
+    """The photo without what `left_out` names as lost. Works on any part of a photo."""
     if "depth-reduced" in lost:
         alpha = None if photo.alpha is None else _to_8_bits(photo.alpha)
         photo = replace(photo, pixels=_to_8_bits(photo.pixels), alpha=alpha)
@@ -444,12 +457,13 @@ def _flatten(photo: Photo, background: tuple[int, int, int]) -> Photo:
     return replace(photo, pixels=np.rint(mixed).astype(np.uint8), alpha=None)
 
 
-def _extras(photo: Photo, metadata: Metadata) -> Extras:
+def extras_of(photo: Photo, metadata: Metadata, size: tuple[int, int]) -> Extras:
+    """What goes into a picture of this height and width beside its pixels."""
     exif = photo.exif
     if exif and metadata == "copyright":
         exif = credits_only(exif)
     elif exif:
-        exif = resize_exif(exif, photo.width, photo.height)
+        exif = resize_exif(exif, *size[::-1])
     kept = metadata == "keep"
     return Extras(None if metadata == "none" else exif, photo.xmp if kept else None, photo.density)
 
@@ -462,35 +476,4 @@ def _to_vips(photo: Photo) -> pyvips.Image:
     kinds = {(8, 1): "b-w", (8, 3): "srgb", (16, 1): "grey16", (16, 3): "rgb16"}
     storage = "uchar" if photo.depth == 8 else "ushort"
     image = pyvips.Image.new_from_memory(samples, photo.width, photo.height, samples.shape[2], storage)
-    image = image.copy(interpretation=kinds[photo.depth, photo.channels])
-    if photo.icc:
-        image.set_type(pyvips.GValue.blob_type, "icc-profile-data", photo.icc)
-    return image
-
-
-def _save_png(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    data = _to_vips(photo).pngsave_buffer(compression=1, filter="sub", bitdepth=photo.depth, keep="none")
-    return add_to_png(data, extras, photo.icc)
-
-
-def _save_jpeg(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    return add_to_jpeg(_to_vips(photo).jpegsave_buffer(Q=quality, subsample_mode="off", keep="icc"), extras)
-
-
-def _save_webp(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    options = {"Q": 25, "lossless": True, "effort": 0} if lossless else {"Q": quality, "effort": 2}
-    data = _to_vips(photo).webpsave_buffer(exact=True, keep="icc", **options)
-    return add_to_webp(data, extras, photo.width, photo.height, photo.alpha is not None)
-
-
-def _save_tiff(photo: Photo, extras: Extras, quality: int, lossless: bool) -> bytes:
-    across, down = extras.density or (72.0, 72.0)
-    image = _to_vips(photo).copy(xres=across / _INCH_MM, yres=down / _INCH_MM)
-    if extras.xmp:
-        image.set_type(pyvips.GValue.blob_type, "xmp-data", extras.xmp)
-    keep = pyvips.enums.ForeignKeep.ICC | pyvips.enums.ForeignKeep.XMP
-    options = {"compression": "deflate", "level": 1, "predictor": "horizontal", "resunit": "inch"}
-    return image.tiffsave_buffer(keep=keep, bigtiff=photo.pixels.nbytes >= 3 << 30, **options)
-
-
-_SAVERS = {"png": _save_png, "jpeg": _save_jpeg, "webp": _save_webp, "tiff": _save_tiff}
+    return image.copy(interpretation=kinds[photo.depth, photo.channels])

@@ -16,6 +16,7 @@ that operation: one call resizes all columns, channels and images of a batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -49,7 +50,7 @@ def resize_to(batch: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """
     sides = _sides(batch)
     for axis, size in _passes(sides, (height, width)):
-        rows = _resize_rows(batch.movedim(axis + 2, 0), size, "mirror")
+        rows = _resize_rows(batch.movedim(axis + 2, 0), *_taps(sides[axis], size, "mirror"))
         batch = rows.movedim(0, axis + 2)
     return batch.contiguous()
 
@@ -88,9 +89,37 @@ def resize_array(image: np.ndarray, height: int, width: int, *, border: Border =
     The axis that shrinks more goes first, rows first when equal; each pass rounds half up and clips.
     Raises ValueError for another dtype, rank or an empty size.
     """
-    for axis, size in _passes(_image_sides(image), (height, width)):
-        image = _resize_array_axis(image, axis, size, border)
+    sides = _image_sides(image)
+    for axis, size in _passes(sides, (height, width)):
+        image = _resize_array_axis(image, axis, *_taps(sides[axis], size, border))
     return image
+
+
+def resize_bands(
+    bands: Iterable[np.ndarray], old: tuple[int, int], new: tuple[int, int], *, border: Border = "mirror"
+) -> Iterator[np.ndarray]:
+    """`resize_array` of an image that comes in bands of rows, from top to bottom; so does the result.
+
+    old, new: (height, width). Only the rows are held that the kernel still needs. Raises as `resize_array`.
+    """
+    rows_first = _passes(old, new)[0][0] == 0
+    columns = _taps(old[1], new[1], border)
+    indices, weights = _taps(old[0], new[0], border)
+    last = np.maximum.accumulate(indices.max(axis=1))
+    first = np.minimum.accumulate(indices.min(axis=1)[::-1])[::-1]
+    held, top, done = np.empty(0), 0, 0
+    for band in bands:
+        _image_sides(band)
+        part = band if rows_first else _resize_array_axis(band, 1, *columns)
+        held = np.concatenate([held, part]) if len(held) else part
+        ready = int(np.searchsorted(last, top + len(held)))
+        if ready == done:
+            continue
+        rows = _resize_array_axis(held, 0, indices[done:ready] - top, weights[done:ready])
+        yield _resize_array_axis(rows, 1, *columns) if rows_first else rows
+        done = ready
+        unused = int(first[done]) - top if done < new[0] else len(held)
+        held, top = held[unused:], top + unused
 
 
 def mod_crop(image: np.ndarray, multiple: int) -> np.ndarray:
@@ -148,31 +177,30 @@ def _spell(sides: tuple[int, ...]) -> str:
     return f"{sides[0]}×{sides[1]} (height×width)"
 
 
-def _resize_array_axis(image: np.ndarray, axis: int, size: int, border: Border) -> np.ndarray:
+def _resize_array_axis(image: np.ndarray, axis: int, indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """One pass along one axis, block by block of the other axis, rounded to the dtype of `image`."""
     shape = list(image.shape)
-    shape[axis] = size
+    shape[axis] = len(indices)
     result = np.empty(shape, image.dtype)
     source, target = np.moveaxis(image, axis, 0), np.moveaxis(result, axis, 0)
     block = max(1, _BLOCK_VALUES // math.prod(image.shape[2:]))
     for start in range(0, source.shape[1], block):
         part = np.s_[:, start : start + block]
         rows = torch.from_numpy(source[part].astype(np.float64, order="C"))
-        sums = _resize_rows(rows, size, border)
+        sums = _resize_rows(rows, indices, weights)
         target[part] = sums.add_(0.5).floor_().clamp_(0, np.iinfo(image.dtype).max).numpy()
     return result
 
 
-def _resize_rows(rows: torch.Tensor, size: int, border: Border) -> torch.Tensor:
-    """Resizes the first dimension of `rows` to `size`; all others are carried along."""
-    indices, weights = _taps(rows.shape[0], size, border)
+def _resize_rows(rows: torch.Tensor, indices: np.ndarray, weights: np.ndarray) -> torch.Tensor:
+    """Weighted sums of `rows`, as many as `indices` (see `_taps`) has; all other dimensions are carried along."""
     sums = F.embedding_bag(
         torch.tensor(indices, device=rows.device),
         rows.reshape(rows.shape[0], -1),
         per_sample_weights=torch.tensor(weights, dtype=rows.dtype, device=rows.device),
         mode="sum",
     )
-    return sums.reshape(size, *rows.shape[1:])
+    return sums.reshape(len(indices), *rows.shape[1:])
 
 
 def _resize_stacked(rows: torch.Tensor, count: int, size: int) -> torch.Tensor:

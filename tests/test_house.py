@@ -14,10 +14,10 @@ PACKAGE = ROOT / "ray_sr"
 FLOORS = [
     {"errors", "storage", "progress"},
     {"recipe", "recipe_networks", "recipe_checks", "recipe_reader", "recipe_reference"},
-    {"images", "image_headers", "image_metadata", "resample", "sharpening"},
+    {"images", "image_headers", "image_metadata", "image_savers", "image_streams", "resample", "sharpening"},
     {"losses", "features", "degradations", "models", "metrics", "lpips"},
     {"data", "photo_pairs", "model_store", "model_card", "upscaling"},
-    {"training", "evaluation", "pictures"},
+    {"training", "evaluation", "pictures", "archive"},
     {"report", "report_notes", "charts", "publishing"},
     {"tuning", "serving", "client", "benchmarks"},
     {"cluster", "demo"},

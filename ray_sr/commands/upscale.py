@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_sr.commands.common import chosen_model, json_option, note, show, store_option
-from ray_sr.errors import InputError
+from ray_sr.commands.common import chosen_model, connect_ray, json_option, note, show, store_option
+from ray_sr.errors import InputError, RecipeError
+
+if TYPE_CHECKING:
+    from ray_sr.model_store import Model
+    from ray_sr.upscaling.files import FileOptions, Summary
+    from ray_sr.upscaling.naming import Existing
+    from ray_sr.upscaling.sizes import Wanted
+
+PIPE = "-"
+_SIDE = click.IntRange(1)
 
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="OUT", help="File or folder to write to (default: beside each photo).")
+@click.option("-o", "--output", metavar="OUT", help="File or folder to write to, - for stdout (default: beside).")
 @click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest published).")
 @click.option("-s", "--scale", type=click.FloatRange(0, min_open=True), help="Any scale (default: the model's).")
+@click.option("--width", type=_SIDE, help="Width of the results in pixels, instead of a scale.")
+@click.option("--height", type=_SIDE, help="Height of the results; with --width: they fit into that box.")
 @click.option("-f", "--format", type=click.Choice(["png", "jpeg", "webp", "tiff"]), help="Format of the results.")
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
+@click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
+@click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
+@click.option(
+    "--compare", is_flag=True, help="Also write NAME_compare.png: bicubic to the left, result to the right."
+)
 @click.option(
     "-q", "--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of jpeg and webp."
 )
@@ -31,59 +49,134 @@ from ray_sr.errors import InputError
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
+@click.option("--ray", "on_ray", is_flag=True, help="On a Ray cluster; PHOTOS and OUT may be bucket URIs.")
+@click.option("--workers", type=_SIDE, help="With --ray: engines (default: one for each GPU, else one a node).")
 @store_option
 @json_option
 def upscale(
     photos: tuple[str, ...],
     output: str | None,
     model: str | None,
-    scale: float | None,
-    format: str | None,
     tile: int | None,
-    quality: int,
-    lossless: bool,
-    metadata: Any,
-    suffix: str | None,
-    overwrite: bool,
-    skip_existing: bool,
-    recursive: bool,
-    lenient: bool,
+    tta: bool,
     dry_run: bool,
     device: str,
     precision: Any,
+    on_ray: bool,
+    workers: int | None,
     store: str | None,
     as_json: bool,
+    **choices: Any,
 ) -> None:
-    """Upscale PHOTOS: files, folders, glob patterns.
+    """Upscale PHOTOS: files, folders, glob patterns, or - for stdin.
 
-    A photo that cannot be read is named and the rest goes on; the exit code is then 3.
+    A photo that cannot be read is named and the rest goes on; the exit code is then 3. With --ray, results
+    that are there are skipped, and OUT/manifest.jsonl says what became of each photo.
     """
-    if overwrite and skip_existing:
-        raise click.UsageError("--overwrite and --skip-existing exclude each other")
-    from ray_sr.images import Limits
+    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json)
+    _check(request, on_ray)
     from ray_sr.model_store import load_model
-    from ray_sr.upscaling import Engine
-    from ray_sr.upscaling.files import FileOptions, upscale_files
 
     loaded = load_model(chosen_model(model, store), store)
-    engine = Engine(loaded.module, loaded.capability, device=device, precision=precision, tile=tile)
-    if not as_json:
-        version = f"@{loaded.version}" if loaded.version else ""
-        note(f"{loaded.name}{version}: x{engine.scale} on {engine.device}, {engine.precision}")
-    options = FileOptions(
-        format=format,
-        suffix=suffix,
-        existing="overwrite" if overwrite else "skip" if skip_existing else "refuse",
-        recursive=recursive,
-        quality=quality,
-        lossless=lossless,
-        metadata=metadata,
-        limits=Limits(strict=not lenient),
-    )
-    summary = upscale_files(photos, output, engine, scale=scale, options=options, dry_run=dry_run, quiet=as_json)
-    show({"model": f"{loaded.name}@{loaded.version}", **summary.to_dict()}, str(summary), as_json)
-    if dry_run and not as_json:
-        for file in summary.files:
-            print(file, file=sys.stderr)
+    engine_options = {"device": device, "precision": precision, "tile": tile, "ensemble": tta}
+    if on_ray:
+        summary = _on_ray(request, loaded, engine_options, workers)
+    else:
+        summary = _here(request, loaded, engine_options)
+    result = {"model": f"{loaded.name}@{loaded.version}", **summary.to_dict()}
+    if output == PIPE:
+        note(json.dumps(result, ensure_ascii=False) if as_json else str(summary))
+    else:
+        show(result, str(summary), as_json)
+    for file in summary.files:
+        if (dry_run and not as_json) or (request.piped and (file.status == "failed" or not as_json)):
+            note(str(file))
     if summary.exit_code:
         raise InputError(f"{summary.count('failed')} of {len(summary.files)} photos failed, they are named above")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be upscaled, into what. quiet: no notes for people."""
+
+    photos: tuple[str, ...]
+    output: str | None
+    wanted: Wanted
+    options: FileOptions
+    dry_run: bool
+    quiet: bool
+
+    @property
+    def piped(self) -> bool:
+        return PIPE in (*self.photos, self.output)
+
+
+def _wanted(choices: dict[str, Any]) -> Wanted:
+    from ray_sr.upscaling.sizes import Wanted
+
+    try:
+        return Wanted(*(choices.pop(name) for name in ("scale", "width", "height")))
+    except RecipeError:
+        raise click.UsageError("--scale excludes --width and --height") from None
+
+
+def _options(choices: dict[str, Any]) -> FileOptions:
+    from ray_sr.images import Limits
+    from ray_sr.upscaling.files import FileOptions
+
+    overwrite, skip, lenient = (choices.pop(name) for name in ("overwrite", "skip_existing", "lenient"))
+    if overwrite and skip:
+        raise click.UsageError("--overwrite and --skip-existing exclude each other")
+    existing: Existing = "overwrite" if overwrite else "skip" if skip else "refuse"
+    return FileOptions(existing=existing, limits=Limits(strict=not lenient), **choices)
+
+
+def _check(request: _Request, on_ray: bool) -> None:
+    """Raises UsageError or RecipeError before any model is loaded."""
+    if on_ray and request.piped:
+        raise click.UsageError("- and --ray exclude each other")
+    if on_ray and request.output is None:
+        raise click.UsageError("--ray needs a folder or bucket to write to: -o OUT")
+    if on_ray and request.options.compare:
+        raise click.UsageError("--compare and --ray exclude each other")
+    if request.piped:
+        from ray_sr.upscaling.piped import check_piped
+
+        check_piped(request.photos, request.output, request.options)
+
+
+def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> Summary:
+    from ray_sr.upscaling import Engine
+    from ray_sr.upscaling.files import upscale_files
+    from ray_sr.upscaling.piped import upscale_piped
+
+    engine = Engine(loaded.module, loaded.capability, **engine_options)
+    if not request.quiet:
+        version = f"@{loaded.version}" if loaded.version else ""
+        note(f"{loaded.name}{version}: x{engine.scale} on {engine.device}, {engine.precision}")
+    common: dict[str, Any] = {
+        "wanted": request.wanted,
+        "options": request.options,
+        "dry_run": request.dry_run,
+    }
+    if not request.piped:
+        return upscale_files(request.photos, request.output, engine, quiet=request.quiet, **common)
+    streams: dict[str, Any] = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer}
+    return upscale_piped(request.photos[0], request.output, engine, **streams, **common)
+
+
+def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], workers: int | None) -> Summary:
+    from ray_sr.archive import upscale_archive
+
+    connect_ray()
+    return upscale_archive(
+        request.photos,
+        str(request.output),
+        loaded,
+        wanted=request.wanted,
+        options=request.options,
+        engine_options=engine_options,
+        workers=workers,
+        dry_run=request.dry_run,
+        quiet=request.quiet,
+    )

@@ -30,6 +30,7 @@ from ray_sr.upscaling.precision import (
     to_bfloat16,
     try_out,
 )
+from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
 from ray_sr.upscaling.tiles import Plan, Span, plan_tiles
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -78,10 +79,12 @@ class Engine:
     precision: `auto` is bf16 where the device multiplies it in hardware and the network bears it, else float32.
     16-bit pictures are run in float32 in any case.
     tile: largest tile as the side of a square, in input pixels, margins included; by default what fits in
-    1.5 GiB on a CPU (at most 448) and in half of the free memory on a GPU (at most 1024).
+    1.5 GiB on a CPU (at most 448) and in half of the free memory on a GPU (at most 1024); how much fits is
+    estimated on a CPU and measured on a GPU, once.
     overlap: margin of a tile; by default the receptive field, but at most a sixth of the tile or 32 px,
     whichever is more: what very deep networks see beyond that weighs next to nothing.
-    batch: tiles that are run at once.
+    batch: tiles that are run at once. ensemble: each tile is run in its eight orientations, turned and mirrored,
+    and the mean of the results, in float32, is kept (Timofte et al., Seven Ways, 2016, section 3.5).
 
     Networks that normalise by the whole picture run untiled where half of the memory allows it; else they are
     tiled, with a warning in the log, because no overlap makes that exact.
@@ -98,12 +101,14 @@ class Engine:
         tile: int | None = None,
         overlap: int | None = None,
         batch: int = 1,
+        ensemble: bool = False,
     ) -> None:
         self.device = _device(device)
         self.capability = capability
         self.batch = batch
         self.stats = EngineStats()
         self.overlap = overlap
+        self.ensemble = ensemble
         exact: nn.Module = fold_batchnorm(cast(Generator, module)).requires_grad_(False)
         exact = exact.to(self.device).to(memory_format=torch.channels_last)
         trial = try_out(exact, capability.channels)
@@ -166,6 +171,7 @@ class Engine:
             band = self._band(job, rows[0], plan.columns, progress)
             if band is not None:
                 yield rows.popleft().start * self.scale, band
+                del band  # or it would be there beside the next one
                 continue
             self._halve(plan)
             plan = self._plan(job.picture, rows[0].start)
@@ -189,7 +195,9 @@ class Engine:
 
     def _default_tile(self, values_per_pixel: float) -> int:
         whole = self.capability.whole_image_norm
-        pixels = _memory_for_tiles(self.device, whole) / max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
+        estimate = max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
+        measured = measured_bytes_per_pixel(self._fast, self.capability, self.device, self.precision)
+        pixels = _memory_for_tiles(self.device, whole) / (measured or estimate)
         side = math.isqrt(int(pixels))
         largest = LARGEST_CPU_TILE if self.device.type == "cpu" else LARGEST_TILE
         return max(self._least_tile(side), side if whole else min(side, largest))
@@ -259,18 +267,34 @@ class Engine:
         batch = batch.expand(-1, self.capability.channels, -1, -1)
         return batch.contiguous(memory_format=torch.channels_last)
 
+    def _results(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """float32 results of one network: of the batch, or the mean of those of its eight orientations."""
+        if not self.ensemble:
+            return network(batch).to(torch.float32)
+        return sum(_orientations(network, batch), torch.zeros((), device=batch.device)) / 8
+
     def _finite(self, batch: torch.Tensor, exact: bool) -> torch.Tensor:
         """The network's results, float32; those that are not finite come from a second run in float32."""
-        results = (self._exact if exact else self._fast)(batch).to(torch.float32)
+        results = self._results(self._exact if exact else self._fast, batch)
         broken = ~torch.isfinite(results).flatten(1).all(1)
         if not broken.any():
             return results
         self.stats.reruns += int(broken.sum())
-        again = self._exact(batch[broken]).to(torch.float32)
+        again = self._results(self._exact, batch[broken])
         if not torch.isfinite(again).all():
             raise ModelError("the network gives values that are not finite, in float32 too: check its weights")
         results[broken] = again
         return results
+
+
+def _orientations(network: nn.Module, batch: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The network's results, float32, of the batch in each of its eight orientations, turned back."""
+    for turns in range(4):
+        turned = torch.rot90(batch, turns, (2, 3))
+        for mirrored in (False, True):
+            view = turned.flip(3) if mirrored else turned
+            result = network(view.contiguous(memory_format=torch.channels_last)).to(torch.float32)
+            yield torch.rot90(result.flip(3) if mirrored else result, -turns, (2, 3))
 
 
 def _cut(picture: np.ndarray, rows: Span, columns: Span) -> np.ndarray:

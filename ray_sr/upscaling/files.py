@@ -12,9 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TextIO, TypeVar
 
 from ray_sr.errors import RaySRError, ResourceError
+from ray_sr.image_streams import write_bands
 from ray_sr.images import (
     DEFAULT_LIMITS,
     Limits,
@@ -25,16 +27,20 @@ from ray_sr.images import (
     read_photo,
     write_photo,
 )
+from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.naming import Existing, Job, plan_jobs
-from ray_sr.upscaling.photos import target_size, upscale_photo
+from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
+from ray_sr.upscaling.sizes import Wanted
 
 _AHEAD = 2  # photos that a stage may be ahead of the next one: bounds what is held in memory
 _WRITERS = 2
+LARGEST_IN_MEMORY = 256 << 20  # bytes of a result; larger ones go to disk as they are made
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Hook = Callable[[Job], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class FileOptions:
 
     format: png, jpeg, webp or tiff; None: as the output file is named, else png. suffix: added to the name;
     None: `_x` and the scale. existing: what happens where the result's file is there. quality, lossless,
-    metadata and background: as for `ray_sr.images.encode`. limits: which photos are accepted.
+    metadata and background: as for `ray_sr.images.encode`. limits: which photos are accepted. consistency: see
+    `upscale_photo`. compare: a picture beside each result, of the photo enlarged bicubically and the result.
+    in_memory: results of more bytes than this, or whose network's result has more, are written as they are made.
     """
 
     format: str | None = None
@@ -55,13 +63,17 @@ class FileOptions:
     metadata: Metadata = "keep"
     background: tuple[int, int, int] = (255, 255, 255)
     limits: Limits = DEFAULT_LIMITS
+    consistency: bool = False
+    compare: bool = False
+    in_memory: int = LARGEST_IN_MEMORY
 
 
 @dataclass(frozen=True)
 class FileResult:
     """What became of one photo. width, height: of the result, in pixels; seconds: spent on this photo.
 
-    warnings: what was changed or lost on the way, as the words of `Photo.warnings`.
+    warnings: what was changed or lost on the way, as the words of `Photo.warnings`. consistency_db: see
+    `ray_sr.upscaling.consistency.consistency_db`; None where it was not asked for.
     """
 
     source: str
@@ -72,6 +84,7 @@ class FileResult:
     height: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    consistency_db: float | None = None
 
     @property
     def megapixels(self) -> float:
@@ -82,7 +95,10 @@ class FileResult:
             return f"{self.source}: {self.reason}"
         if self.status != "done":
             return f"{self.source}: {self.status}, {self.target}"
-        notes = f" ({', '.join(self.warnings)})" if self.warnings else ""
+        words = [*self.warnings]
+        if self.consistency_db is not None:
+            words.append(f"consistency {self.consistency_db:.1f} dB")
+        notes = f" ({', '.join(words)})" if words else ""
         return f"{self.source} -> {self.target} {self.width}x{self.height} in {self.seconds:.1f} s{notes}"
 
 
@@ -121,31 +137,42 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Made:
+    """A result: its height and width; the photo where it is still to be written, and what it is compared with."""
+
+    size: tuple[int, int]
+    warnings: tuple[str, ...]
+    photo: Photo | None = None
+    comparison: Photo | None = None
+    consistency_db: float | None = None
+
+
+@dataclass(frozen=True)
+class _Step(Generic[Item]):
     """A photo on its way through the stages; `failure` ends it."""
 
     job: Job
-    photo: Photo | None = None
+    value: Item | None = None
     failure: str | None = None
     seconds: float = 0.0
 
-    def go(self, work: Callable[[], Photo]) -> _Step:
+    def go(self, work: Callable[[], Result]) -> _Step[Result]:
         """One stage further, unless the photo is out already."""
         if self.failure or self.job.skip:
-            return self
+            return _Step(self.job, None, self.failure, self.seconds)
         begin = time.perf_counter()
         try:
-            photo = work()
+            value = work()
         except MemoryError:
-            return replace(self, photo=None, failure="not enough memory for this photo")
+            return _Step(self.job, failure="not enough memory for this photo")
         except RaySRError as error:
-            return replace(self, photo=None, failure=str(error).removeprefix(f"{self.job.source}: "))
-        return replace(self, photo=photo, seconds=self.seconds + time.perf_counter() - begin)
+            return _Step(self.job, failure=str(error).removeprefix(f"{self.job.source}: "))
+        return _Step(self.job, value, None, self.seconds + time.perf_counter() - begin)
 
     @property
-    def ready(self) -> Photo:
-        assert self.photo is not None
-        return self.photo
+    def ready(self) -> Item:
+        assert self.value is not None
+        return self.value
 
 
 def upscale_files(
@@ -154,58 +181,125 @@ def upscale_files(
     engine: Engine,
     *,
     scale: float | None = None,
+    wanted: Wanted | None = None,
     options: FileOptions | None = None,
     dry_run: bool = False,
     quiet: bool = False,
+    stream: TextIO | None = None,
 ) -> Summary:
-    """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `upscale_photo` for `scale`.
+    """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `Wanted` for sizes.
 
     Results appear whole or not at all; a run that was killed is finished by the same call with
-    `existing="skip"`. dry_run: only says what would be done. Progress goes to stderr.
+    `existing="skip"`. dry_run: only says what would be done. Progress goes to `stream`, by default
+    stderr.
     Raises RecipeError for options that do not fit; all else is in the summary.
     """
     options = options or FileOptions()
     begin = time.perf_counter()
-    wanted = engine.scale if scale is None else scale
+    wanted = wanted or Wanted(scale)
     jobs = plan_jobs(
         inputs,
         output,
         format=options.format,
-        suffix=f"_x{wanted:g}" if options.suffix is None else options.suffix,
+        suffix=wanted.suffix(engine.scale) if options.suffix is None else options.suffix,
         existing=options.existing,
         recursive=options.recursive,
+        compare=options.compare,
     )
     if dry_run:
-        results = [_result(_Step(job, failure=job.problem), "planned") for job in jobs]
+        results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
-        results = _run(jobs, engine, wanted, options, quiet)
+        report = ProgressReport(len(jobs), stream, quiet)
+        results = list(run_jobs(jobs, Worker(engine, wanted, options), report))
     return Summary(tuple(results), time.perf_counter() - begin)
 
 
-def _run(jobs: list[Job], engine: Engine, scale: float, options: FileOptions, quiet: bool) -> list[FileResult]:
-    report = ProgressReport(len(jobs), quiet=quiet)
+@dataclass(frozen=True)
+class Worker:
+    """What is done with each photo: read, upscale, write. One device, so one thread at a time in `upscale`.
 
-    def read(job: Job) -> _Step:
-        return _Step(job, failure=job.problem).go(lambda: _read(job, scale, options))
+    fetch is called before a photo is read, deliver after its result is written; what they raise of
+    RaySRError is the photo's failure.
+    """
 
-    def upscale(step: _Step) -> _Step:
-        further = step.go(lambda: upscale_photo(step.ready, engine, scale=scale, progress=report.advance))
+    engine: Engine
+    wanted: Wanted
+    options: FileOptions
+    fetch: Hook = lambda job: None
+    deliver: Hook = lambda job: None
+
+    def read(self, job: Job) -> Photo:
+        self.fetch(job)
+        photo = read_photo(job.source, self.options.limits)
+        size = self.wanted.of(photo, self.engine.scale)
+        check_result_size(job.format, *size[::-1])  # before the work, not after it
+        if self.options.consistency:
+            check_enlarges(photo.pixels, size)
+        if self._is_large(photo) and (self.options.consistency or self.options.compare):
+            raise ResourceError(f"{size[1]}x{size[0]} is too large for --consistency and --compare: leave them out")
+        return photo
+
+    def upscale(self, job: Job, photo: Photo, progress: Callable[[float], None]) -> _Made:
+        size = self.wanted.of(photo, self.engine.scale)
+        warnings = (*photo.warnings, *left_out(photo, job.format))
+        if self._is_large(photo):
+            bands = upscale_in_bands(photo, self.engine, size, progress)
+            write_bands(_target(job), photo, size, bands, format=job.format, **self._encoding())
+            return _Made(size, warnings)
+        consistent = self.options.consistency
+        result = upscale_photo(photo, self.engine, wanted=self.wanted, consistency=consistent, progress=progress)
+        return _Made(
+            size,
+            warnings,
+            result,
+            side_by_side(photo, result) if self.options.compare else None,
+            consistency_db(result.pixels, photo.pixels) if consistent else None,
+        )
+
+    def write(self, job: Job, made: _Made) -> _Made:
+        """Writes what is not written yet."""
+        if made.photo is not None:
+            write_photo(_target(job), made.photo, format=job.format, **self._encoding())
+        if made.comparison is not None and job.comparison is not None:
+            write_photo(job.comparison, made.comparison)
+        self.deliver(job)
+        return replace(made, photo=None, comparison=None)
+
+    def _is_large(self, photo: Photo) -> bool:
+        """Whether the result, or the network's before it is resized, is too large to be held."""
+        network = photo.height * self.engine.scale, photo.width * self.engine.scale
+        samples = photo.channels + (photo.alpha is not None)
+        sizes = (self.wanted.of(photo, self.engine.scale), network)
+        pixels = max(height * width for height, width in sizes)
+        return pixels * samples * photo.pixels.itemsize > self.options.in_memory
+
+    def _encoding(self) -> dict[str, Any]:
+        names = ("quality", "lossless", "metadata", "background")
+        return {name: getattr(self.options, name) for name in names}
+
+
+def run_jobs(jobs: Sequence[Job], worker: Worker, report: ProgressReport) -> Iterator[FileResult]:
+    """Runs jobs through the three stages and gives their results in order."""
+
+    def read(job: Job) -> _Step[Photo]:
+        return _Step[Photo](job, failure=job.problem).go(lambda: worker.read(job))
+
+    def upscale(step: _Step[Photo]) -> _Step[_Made]:
+        further = step.go(lambda: worker.upscale(step.job, step.ready, report.advance))
         report.next()
         return further
 
-    def write(step: _Step) -> FileResult:
-        return _result(step.go(lambda: _write(step.job, step.ready, options)), "done")
+    def write(step: _Step[_Made]) -> FileResult:
+        return _result(step.go(lambda: worker.write(step.job, step.ready)), "done")
 
-    results = []
     try:
         with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(_WRITERS) as writers:
             upscaled = map(upscale, _ahead(readers, read, jobs))
             for result in _ahead(writers, write, upscaled):
                 report.finish(result)
-                results.append(result)
+                yield result
     finally:
         report.close()
-    return results
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -219,39 +313,24 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
         yield waiting.popleft().result()
 
 
-def _read(job: Job, scale: float, options: FileOptions) -> Photo:
-    photo = read_photo(job.source, options.limits)
-    height, width = target_size(photo, scale)
-    check_result_size(job.format, width, height)  # before the work, not after it
-    return photo
-
-
-def _write(job: Job, photo: Photo, options: FileOptions) -> Photo:
+def _target(job: Job) -> Path:
+    """Where the result goes, in a folder that is there."""
     assert job.target is not None
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"{job.target.parent}: cannot be made ({error.strerror or error})") from None
-    write_photo(
-        job.target,
-        photo,
-        format=job.format,
-        quality=options.quality,
-        lossless=options.lossless,
-        metadata=options.metadata,
-        background=options.background,
-    )
-    return replace(photo, warnings=(*photo.warnings, *left_out(photo, job.format)))
+    return job.target
 
 
-def _result(step: _Step, status: Literal["done", "planned"]) -> FileResult:
-    job, photo = step.job, step.photo
+def _result(step: _Step[_Made], status: Literal["done", "planned"]) -> FileResult:
+    job, made = step.job, step.value
     source, target = str(job.source), None if job.target is None else str(job.target)
     if step.failure:
         return FileResult(source, target, "failed", step.failure, seconds=step.seconds)
     if job.skip:
         return FileResult(source, target, "skipped", "the result is there already")
-    if photo is None:
+    if made is None:
         return FileResult(source, target, status)
-    size = (photo.width, photo.height)
-    return FileResult(source, target, status, "", *size, step.seconds, photo.warnings)
+    size = made.size[::-1]
+    return FileResult(source, target, status, "", *size, step.seconds, made.warnings, made.consistency_db)

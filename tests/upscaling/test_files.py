@@ -166,6 +166,33 @@ def test_options_that_do_not_fit_are_refused(engine: Engine, tmp_path: Path) -> 
         _run(engine, photos, tmp_path / "out.png")
     with pytest.raises(RecipeError, match="unknown picture format 'gif'"):
         _run(engine, photos, tmp_path / "out", format="gif")
+    with pytest.raises(RecipeError, match="cannot hold /"):
+        _run(engine, photos, tmp_path / "out", suffix="/../x")
+    for inputs, output, words in [
+        ([""], "out", "empty name"),
+        (["a.png"], "", "empty name"),
+        (["s3://bucket/a"], "out", "add --ray"),
+        (["a.png"], "s3://bucket/out", "add --ray"),
+        (["a.png"], "out.gif", "must end in one of"),
+    ]:
+        with pytest.raises(RecipeError, match=words):
+            upscale_files(inputs, output, engine, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_no_filesystem_takes_are_failures_with_a_reason(engine: Engine, tmp_path: Path) -> None:
+    photo, long = _save(tmp_path / "a.png"), "x" * 300
+    assert _run(engine, [tmp_path / long], None).files[0].reason == "no such file or folder"
+    for output, suffix in [(long, ""), (f"{long}.png", ""), ("out", long)]:
+        summary = _run(engine, [photo], tmp_path / output, suffix=suffix)
+        assert "too long" in summary.files[0].reason
+    assert [path for path in _names(tmp_path) if "part" in path] == []
+
+
+def test_sides_beyond_all_formats_are_refused_before_the_work(engine: Engine, tmp_path: Path) -> None:
+    photo = _save(tmp_path / "a.png")
+    summary = upscale_files([photo], tmp_path / "out", engine, scale=1e9, quiet=True)
+    assert "10000000 a side of png" in summary.files[0].reason
 
 
 def test_results_too_large_for_their_format_are_refused_before_the_work(tmp_path: Path) -> None:
