@@ -60,7 +60,9 @@ class GuardedOptimizer:
         """Apply the gradients as step `number` (from 0) of the stage; not where `skip` is 1."""
         for group in self.inner.param_groups:
             group["lr"] = self.rate(number)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip or math.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.not_finite = (~torch.isfinite(norm)).float()
         left_out = self.not_finite if skip is None else torch.maximum(self.not_finite, skip)
         self.inner.found_inf = left_out  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
