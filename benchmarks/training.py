@@ -5,7 +5,7 @@
     overhead   steps/s of `ray-sr train` (data plane, DDP set-up, log lines included) on one worker with one thread,
                over those of the same step in a loop on batches that lie ready, on one thread
     workers    photos/s of two workers with one thread each, over those of one worker with two threads
-    bf16       validation PSNR-Y after equal steps, bfloat16 autocast less float32
+    bf16       validation PSNR-Y after equal steps, bfloat16 autocast less float32 (--psnr-steps 0: left out)
 
 Contenders take turns, round by round; ratios are medians of the ratios within a round.
 """
@@ -109,15 +109,15 @@ def summary(measured: list[dict[str, Any]], psnr: dict[str, float]) -> dict[str,
     def rate(one: dict[str, Any], name: str) -> float:
         return float(one[name]["steps_per_s"])
 
-    return {
+    found = {
         "overhead": 1
         - statistics.median(rate(one, "1 worker, 1 thread") / one["bare, 1 thread"] for one in measured),
         "data wait": statistics.median(one["1 worker, 1 thread"]["data_wait"] for one in measured),
         "2 workers over 1": statistics.median(
             rate(one, "2 workers") / rate(one, "1 worker, 2 threads") for one in measured
         ),
-        "PSNR-Y of bf16 less fp32, dB": psnr["bf16"] - psnr["fp32"],
     }
+    return found | ({"PSNR-Y of bf16 less fp32, dB": psnr["bf16"] - psnr["fp32"]} if psnr else {})
 
 
 def main() -> None:
@@ -133,7 +133,8 @@ def main() -> None:
         shards = f"{folder}/shards"
         prepare(find_photos(options.photos), shards, cutting=Cutting(minimum=192))
         measured = take_turns(shards, options.rounds, options.steps)
-        psnr = {precision: psnr_after(shards, options.psnr_steps, precision) for precision in ("bf16", "fp32")}
+        precisions = ("bf16", "fp32") if options.psnr_steps else ()
+        psnr = {precision: psnr_after(shards, options.psnr_steps, precision) for precision in precisions}
     disconnect()
     result = summary(measured, psnr)
     for name, value in result.items():

