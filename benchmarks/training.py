@@ -41,7 +41,7 @@ data: {crop: 96, batch: 8, crops_per_image: 4}
 generator: {kind: msrresnet, blocks: 8}
 pretrain: {steps: 60, losses: [{kind: l1}], optimizer: {lr: 5e-4}}
 validation: {photos: 0}
-training: {log_every: 5, checkpoint_every: 1000000, keep_best: 0}
+training: {log_every: 5, checkpoint_every: 1000000, keep_best: 0, ema: 0.95}
 """
 WARM_UP = 3  # log lines
 
