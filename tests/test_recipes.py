@@ -34,7 +34,7 @@ from ray_sr.upscaling.photos import upscale_photo
 from tests.photos import real_photos
 from tests.test_features import made_up_vgg
 
-PRETRAIN_STEPS, GAN_STEPS, GAN_STEPS_AFTER_PRETRAIN = 40, 20, 3
+PRETRAIN_STEPS, GAN_STEPS, GAN_STEPS_AFTER_PRETRAIN = 80, 20, 3
 SMALLER = {
     "srresnet": {"blocks": 1, "channels": 16},
     "msrresnet": {"blocks": 1, "channels": 64},
