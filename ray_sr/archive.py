@@ -48,7 +48,7 @@ from ray_sr.upscaling.sizes import Wanted
 
 MANIFEST = "manifest.jsonl"
 PHOTOS_IN_TASK = 8
-MOST_TASKS = 20_000  # what the planner of Ray Data handles without delay
+MOST_TASKS = 2000  # Ray Data plans them in a second or two, and 20,000 in a minute
 SECONDS_BETWEEN_MANIFESTS = 10.0
 
 _STRAY = re.compile(r"\.(.+\.[0-9a-f]{8}\.tmp|[0-9a-f]{16}\.part)")

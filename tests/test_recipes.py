@@ -275,7 +275,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(finished: Finished) -> None:
 
 def test_the_checkpoint_upscales_and_is_evaluated(finished: Finished, tmp_path: Path) -> None:
     state = finished.state
-    state.save(tmp_path)
+    state.snapshot().write(tmp_path)
     assert (tmp_path / PRETRAINED_FILE).exists() == (len(stages(state.recipe)) == 2)
     model = load_model(tmp_path / GENERATOR_FILE)
     assert model.network == state.recipe.network

@@ -45,6 +45,7 @@ class Plan:
 
     stages: list[StagePlan]
     workers: int
+    units: float
     compute: str
     hourly: float | None
 
@@ -54,8 +55,8 @@ class Plan:
 
     @property
     def cost(self) -> float | None:
-        """Price of all workers for that time; `hourly` is that of one worker's GPU (or machine)."""
-        return None if self.hourly is None else self.seconds / 3600 * self.workers * self.hourly
+        """Price of all workers for that time; `hourly` is that of a unit: a GPU, or on CPUs a worker."""
+        return None if self.hourly is None else self.seconds / 3600 * self.units * self.hourly
 
     def __str__(self) -> str:
         lines = [f"{self.workers} worker(s) on {self.compute}"]
@@ -65,7 +66,9 @@ class Plan:
             f"{stage.limit} is the limit"
             for stage in self.stages
         ]
-        price = "" if self.cost is None else f", {self.cost:.2f} at {self.hourly:g} an hour and worker"
+        price = (
+            "" if self.cost is None else f", {self.cost:.2f} at {self.hourly:g} an hour for each of {self.units:g}"
+        )
         return "\n".join([*lines, f"in all    {clock(self.seconds)}{price} (validation and checkpoints on top)"])
 
 
@@ -87,7 +90,9 @@ def plan(
         for name, stage in (("pretrain", recipe.pretrain), ("gan", recipe.gan))
         if stage
     ]
-    return Plan(stages, recipe.training.workers, start["compute"], hourly)
+    workers = recipe.training.workers
+    units = workers if start["compute"].startswith("CPU") else workers * recipe.training.gpus_per_worker
+    return Plan(stages, workers, units, start["compute"], hourly)
 
 
 def _shortened(recipe: Recipe) -> Recipe:

@@ -121,9 +121,6 @@ class TrainState:
         """All that `load` needs, copied to the CPU."""
         return Snapshot(self.step, _copied(self._dump()), self.recipe.network)
 
-    def save(self, folder: Path) -> None:
-        self.snapshot().write(folder)
-
     def load(self, folder: Path) -> None:
         """Take over a checkpoint. Raises ModelError where it belongs to other networks or is damaged."""
         path = folder / STATE_FILE

@@ -18,12 +18,13 @@ from ray_sr.tuning.space import Space
 PROBES = 3
 
 
-def gpus_of_trial(recipe: Recipe) -> int:
+def gpus_of_trial(recipe: Recipe) -> float:
     """GPUs that the training of one trial takes, as `train` decides it."""
     training = recipe.training
     wanted = training.device == "gpu"
-    there = ray.cluster_resources().get("GPU", 0) >= training.workers
-    return training.workers if wanted or (training.device == "auto" and there) else 0
+    taken = training.workers * training.gpus_per_worker
+    there = ray.cluster_resources().get("GPU", 0) >= taken
+    return taken if wanted or (training.device == "auto" and there) else 0
 
 
 def trials_at_once(recipe: Recipe, asked: int | None = None) -> int:
@@ -40,7 +41,7 @@ def trials_at_once(recipe: Recipe, asked: int | None = None) -> int:
         raise ResourceError(
             f"--concurrent {asked}: {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs have room for "
             f"{room} at once (each takes {training.workers} worker(s) of {training.cpus_per_worker:g} CPUs, "
-            f"{gpus} GPUs and a CPU for crops)"
+            f"{gpus:g} GPUs and a CPU for crops)"
         )
     return asked or room
 
@@ -58,7 +59,7 @@ def check_budget(space: Space, recipe: Recipe) -> None:
     """
     if space.budget.gpu_hours is not None and not gpus_of_trial(recipe):
         raise RecipeError("budget.gpu_hours: these trials use no GPU, give budget.time (--time 2h)")
-    gpus = max(1, gpus_of_trial(recipe))
+    gpus = gpus_of_trial(recipe) or 1
     limits = [space.budget.time, space.budget.gpu_hours and space.budget.gpu_hours * 3600 / gpus]
     seconds = min((limit for limit in limits if limit), default=None)
     if seconds is None:
@@ -89,14 +90,14 @@ def _pixels(recipe: Recipe) -> int:
 
 
 def _step_seconds(data: dict) -> float:
-    """Seconds of a forward and a backward pass of the generator with one worker's share of a batch."""
+    """Seconds of a forward and a backward pass of the generator of one worker, over all its parts of a batch."""
     recipe = Recipe.model_validate(data)
     training = recipe.training
     torch.set_num_threads(training.threads or max(1, math.floor(training.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = build_generator(recipe.network).to(device)
     side = recipe.data.crop // recipe.scale
-    lr = torch.rand(max(1, recipe.data.batch // training.workers), 3, side, side, device=device)
+    lr = torch.rand(max(1, recipe.data.batch // recipe.rows_per_step), 3, side, side, device=device)
     seconds = []
     for _ in range(PROBES):
         began = time.perf_counter()
@@ -104,4 +105,4 @@ def _step_seconds(data: dict) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return float(np.min(seconds))
+    return float(np.min(seconds)) * training.accumulate

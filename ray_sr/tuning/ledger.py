@@ -22,7 +22,7 @@ class Ledger(tune.Callback):
     """Hears Tune in the driver. The only writer of the cards, and who ends the sweep when its budget is spent."""
 
     def __init__(
-        self, sweep: SweepFolder, recipe: Recipe, budget: Budget, gpus_of_trial: int, progress: SweepProgress
+        self, sweep: SweepFolder, recipe: Recipe, budget: Budget, gpus_of_trial: float, progress: SweepProgress
     ) -> None:
         self._sweep, self._recipe, self._budget = sweep, recipe, budget
         self._gpus, self._progress = gpus_of_trial, progress
