@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
 @click.option("--plan", "only_plan", is_flag=True, help="Run 50 steps of each stage and say what all will take.")
-@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of one worker (its GPU) an hour.")
+@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) an hour.")
 @json_option
 def train(
     recipe_name: str,

@@ -35,7 +35,7 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
         count = torch.tensor(float(values.numel() // values.shape[1]))
         distributed.all_reduce(count)
         mean, square = _SumOfAll.apply(sums) / count
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp_min(0)  # rounding may leave it below
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
