@@ -35,6 +35,11 @@ class MSRResNetSpec(Section):
     kind: Literal["msrresnet"] = "msrresnet"
     blocks: int = Field(16, ge=1, le=256, description="number of residual blocks")
     channels: int = Field(64, ge=4, le=1024, description="feature channels")
+    upsampling: Literal["progressive", "direct"] = Field(
+        "progressive",
+        description="progressive: pixel shuffles by 2 or 3, then two convolutions at full size; "
+        "direct: one convolution and one pixel shuffle, all work at low resolution",
+    )
 
 
 class RRDBNetSpec(Section):

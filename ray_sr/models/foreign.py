@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Capability, Generator
-from ray_sr.recipe_networks import CompactSpec, MSRResNetSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.recipe_networks import CompactSpec, NetworkSpec, RRDBNetSpec
 from ray_sr.storage import first_line
 
 State = dict[str, Tensor]
@@ -160,8 +160,13 @@ def _msrresnet(state: State) -> NetworkSpec:
     channels, inputs = state["conv_first.weight"].shape[:2]
     _colours(inputs, (3,))
     steps = sum(f"upconv{i}.weight" in state for i in (1, 2, 3))
-    scale = 3 if state["upconv1.weight"].shape[0] == 9 * channels else 2**steps
-    generator = MSRResNetSpec(blocks=_count(state, "body"), channels=channels)
+    if not steps:
+        scale, upsampling = math.isqrt(state["conv_last.weight"].shape[0] // 3), "direct"
+    else:
+        scale = 3 if state["upconv1.weight"].shape[0] == 9 * channels else 2**steps
+        upsampling = "progressive"
+    size = {"blocks": _count(state, "body"), "channels": channels}
+    generator = {"kind": "msrresnet", "upsampling": upsampling, **size}
     return NetworkSpec.model_validate({"scale": scale, "generator": generator})
 
 
@@ -196,7 +201,7 @@ _FAMILIES = (
         infer=_rrdbnet,
     ),
     Family(
-        anchor="upconv1.weight",
+        anchor="body.0.conv1.weight",
         keys=r"(conv_(first|hr|last)|upconv[123]|body\.\d+\.conv[12])\.(weight|bias)",
         renames=(
             (r"^(?:recon_trunk|trunk_net)\.(\d+)\.", r"body.\1."),

@@ -15,27 +15,30 @@ from ray_sr.recipe_networks import MSRResNetSpec
 class MSRResNet(Generator):
     """Predicts the difference to the bilinearly enlarged input. Parameters carry BasicSR's names.
 
-    x3 is one pixel shuffle by 3, x2, x4 and x8 are one, two and three by 2. All convolutions start from
-    Kaiming-normal weights times 0.1 and zero biases.
+    x3 is one pixel shuffle by 3, x2, x4 and x8 are one, two and three by 2. With `upsampling: direct` the last
+    convolution makes all output pixels at low resolution and one pixel shuffle places them, as IMDN ends
+    (arXiv 1909.11856, section 3). All convolutions start from Kaiming-normal weights times 0.1 and zero biases.
     """
 
     def __init__(self, spec: MSRResNetSpec, scale: int) -> None:
         super().__init__()
-        channels, factors = spec.channels, upsampling_factors(scale)
+        channels = spec.channels
+        factors = upsampling_factors(scale) if spec.upsampling == "progressive" else []
         self.conv_first = conv3(3, channels)
         self.body = nn.Sequential(*(_ResidualBlock(channels) for _ in range(spec.blocks)))
         self.upconvs = [f"upconv{step}" for step, _ in enumerate(factors, start=1)]
         for name, factor in zip(self.upconvs, factors, strict=True):
             self.add_module(name, conv3(channels, channels * factor**2))
-        self.pixel_shuffle = nn.PixelShuffle(factors[0])
-        self.conv_hr = conv3(channels, channels)
-        self.conv_last = conv3(channels, 3)
+        self.pixel_shuffle = nn.PixelShuffle(factors[0] if factors else scale)
+        if factors:
+            self.conv_hr = conv3(channels, channels)
+        self.conv_last = conv3(channels, 3 if factors else 3 * scale**2)
         scale_kaiming(self, 0.1)
         self.capability = Capability(
             scale=scale,
             channels=3,
             multiple=1,
-            receptive_field=rf.radius(_layers(spec.blocks, factors), scale),
+            receptive_field=rf.radius(_layers(spec.blocks, factors, scale), scale),
             bf16=True,
             whole_image_norm=False,
         )
@@ -44,7 +47,10 @@ class MSRResNet(Generator):
         features = self.body(_activate(self.conv_first(batch)))
         for name in self.upconvs:
             features = _activate(self.pixel_shuffle(getattr(self, name)(features)))
-        residual = self.conv_last(_activate(self.conv_hr(features)))
+        if self.upconvs:
+            residual = self.conv_last(_activate(self.conv_hr(features)))
+        else:
+            residual = self.pixel_shuffle(self.conv_last(features))
         return residual + F.interpolate(batch, scale_factor=self.capability.scale, mode="bilinear")
 
 
@@ -62,6 +68,9 @@ def _activate(features: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(features, 0.1, inplace=True)
 
 
-def _layers(blocks: int, factors: list[int]) -> list[rf.Layer]:
+def _layers(blocks: int, factors: list[int], scale: int) -> list[rf.Layer]:
+    body = [rf.conv(3)] * (2 * blocks + 1)
+    if not factors:
+        return [*body, rf.conv(3), rf.enlarge(scale)]
     upsampling = [layer for factor in factors for layer in (rf.conv(3), rf.enlarge(factor))]
-    return [*[rf.conv(3)] * (2 * blocks + 1), *upsampling, rf.conv(3), rf.conv(3)]
+    return [*body, *upsampling, rf.conv(3), rf.conv(3)]

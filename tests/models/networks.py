@@ -19,6 +19,7 @@ from ray_sr.recipe_networks import (
 SMALL: list[GeneratorSpec] = [
     SRResNetSpec(blocks=2, channels=4),
     MSRResNetSpec(blocks=2, channels=4),
+    MSRResNetSpec(blocks=2, channels=4, upsampling="direct"),
     RRDBNetSpec(blocks=1, channels=4, growth=4),
     CompactSpec(convs=2, channels=4),
     CompactSpec(convs=2, channels=4, activation="relu"),

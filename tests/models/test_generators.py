@@ -39,6 +39,8 @@ def picture(height: int, width: int, count: int = 1, seed: int = 1) -> torch.Ten
         # 33 BatchNorm layers of 64 channels: the published 1,547,350 counts what is trained.
         (SRResNetSpec(), 4, 1_547_350, 33 * 128),
         (MSRResNetSpec(), 4, 1_517_571, 0),
+        # 1,792 of the first convolution, 73,856 of each block, 27,696 of the last.
+        (MSRResNetSpec(upsampling="direct"), 4, 1_792 + 16 * 73_856 + 27_696, 0),
         (RRDBNetSpec(), 4, 16_697_987, 0),
         (CompactSpec(), 4, 621_424, 0),  # realesr-animevideov3
         (CompactSpec(convs=32), 4, 1_213_296, 0),  # realesr-general-x4v3
@@ -115,7 +117,12 @@ def test_sizes_off_the_grid_are_padded_by_repetition(network: NetworkSpec) -> No
 
 
 @pytest.mark.parametrize(
-    ("spec", "mode"), [(MSRResNetSpec(blocks=1), "bilinear"), (CompactSpec(convs=1), "nearest")]
+    ("spec", "mode"),
+    [
+        (MSRResNetSpec(blocks=1), "bilinear"),
+        (MSRResNetSpec(blocks=1, upsampling="direct"), "bilinear"),
+        (CompactSpec(convs=1), "nearest"),
+    ],
 )
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 def test_without_a_residual_the_input_is_interpolated(spec: GeneratorSpec, mode: str, scale: int) -> None:

@@ -193,9 +193,10 @@ def test_foreign_safetensors_without_our_header(tmp_path: Path) -> None:
         network(RRDBNetSpec(blocks=1, channels=4, growth=8), 2),
         network(RRDBNetSpec(blocks=1, channels=4, growth=4), 1),
         *(network(MSRResNetSpec(blocks=12, channels=6), scale) for scale in (2, 3, 4, 8)),
+        *(network(MSRResNetSpec(blocks=2, channels=6, upsampling="direct"), scale) for scale in (2, 3, 4, 8)),
         *(network(CompactSpec(convs=11, channels=5), scale) for scale in (1, 2, 3, 4, 8)),
     ],
-    ids=lambda spec: f"{spec.generator.kind}-x{spec.scale}",
+    ids=lambda spec: f"{spec.generator.kind}-x{spec.scale}{getattr(spec.generator, 'upsampling', '')}",
 )
 def test_network_is_inferred(tmp_path: Path, spec: NetworkSpec) -> None:
     torch.save({"params": made(spec).state_dict()}, tmp_path / "net.pth")

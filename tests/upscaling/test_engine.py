@@ -112,6 +112,7 @@ GENERATORS = [
     (SRResNetSpec(blocks=2, channels=16), 4, "unit"),
     (SRResNetSpec(blocks=2, channels=16), 2, "signed"),
     (MSRResNetSpec(blocks=2, channels=16), 3, "unit"),
+    (MSRResNetSpec(blocks=2, channels=16, upsampling="direct"), 4, "unit"),
     (RRDBNetSpec(blocks=1, channels=16, growth=8), 2, "unit"),
     (RRDBNetSpec(blocks=1, channels=16, growth=8), 1, "unit"),
     (CompactSpec(convs=3, channels=16), 4, "unit"),
