@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
-from ray_sr.models.layers import conv3
+from ray_sr.models.layers import ShuffledConv, conv3
 from ray_sr.recipe_networks import CompactSpec
 
 
@@ -24,7 +24,7 @@ class Compact(Generator):
         body: list[nn.Module] = []
         for inputs in widths[:-1]:
             body += [conv3(inputs, spec.channels), _activation(spec)]
-        body.append(conv3(spec.channels, 3 * scale**2))
+        body.append(ShuffledConv(spec.channels, 3, scale))
         self.body = nn.Sequential(*body)
         self.capability = Capability(
             scale=scale,
@@ -33,12 +33,11 @@ class Compact(Generator):
             receptive_field=rf.radius([*[rf.conv(3)] * (spec.convs + 2), rf.enlarge(scale)], scale),
             bf16=True,
             whole_image_norm=False,
+            residual=True,
         )
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        scale = self.capability.scale
-        residual = F.pixel_shuffle(self.body(batch), scale)
-        return residual + F.interpolate(batch, scale_factor=scale, mode="nearest")
+        return self.body(batch) + F.interpolate(batch, scale_factor=self.capability.scale, mode="nearest")
 
 
 def _activation(spec: CompactSpec) -> nn.Module:

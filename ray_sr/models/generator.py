@@ -18,7 +18,8 @@ class Capability:
     `receptive_field`: how far from its own place, in input pixels, an output pixel sees through the
     convolutions; a tile's inner part is exact when it has this much image around it.
     `bf16`: whether the network may run in bfloat16. `whole_image_norm`: statistics of the whole image enter
-    every pixel (InstanceNorm), so that tiles differ from the whole however much they overlap.
+    every pixel (InstanceNorm), so that tiles differ from the whole however much they overlap. `residual`: the
+    last convolution gives only what is then added to the enlarged input, so rounding it costs the picture little.
     """
 
     scale: int
@@ -27,6 +28,7 @@ class Capability:
     receptive_field: int
     bf16: bool
     whole_image_norm: bool
+    residual: bool = False
 
 
 class Generator(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
-from ray_sr.models.layers import conv3, scale_kaiming, upsampling_factors
+from ray_sr.models.layers import ShuffledConv, conv3, scale_kaiming, upsampling_factors
 from ray_sr.recipe_networks import MSRResNetSpec
 
 
@@ -28,11 +28,12 @@ class MSRResNet(Generator):
         self.body = nn.Sequential(*(_ResidualBlock(channels) for _ in range(spec.blocks)))
         self.upconvs = [f"upconv{step}" for step, _ in enumerate(factors, start=1)]
         for name, factor in zip(self.upconvs, factors, strict=True):
-            self.add_module(name, conv3(channels, channels * factor**2))
-        self.pixel_shuffle = nn.PixelShuffle(factors[0] if factors else scale)
+            self.add_module(name, ShuffledConv(channels, channels, factor))
         if factors:
             self.conv_hr = conv3(channels, channels)
-        self.conv_last = conv3(channels, 3 if factors else 3 * scale**2)
+            self.conv_last: nn.Module = conv3(channels, 3)
+        else:
+            self.conv_last = ShuffledConv(channels, 3, scale)
         scale_kaiming(self, 0.1)
         self.capability = Capability(
             scale=scale,
@@ -41,17 +42,16 @@ class MSRResNet(Generator):
             receptive_field=rf.radius(_layers(spec.blocks, factors, scale), scale),
             bf16=True,
             whole_image_norm=False,
+            residual=True,
         )
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         features = self.body(_activate(self.conv_first(batch)))
         for name in self.upconvs:
-            features = _activate(self.pixel_shuffle(getattr(self, name)(features)))
+            features = _activate(getattr(self, name)(features))
         if self.upconvs:
-            residual = self.conv_last(_activate(self.conv_hr(features)))
-        else:
-            residual = self.pixel_shuffle(self.conv_last(features))
-        return residual + F.interpolate(batch, scale_factor=self.capability.scale, mode="bilinear")
+            features = _activate(self.conv_hr(features))
+        return self.conv_last(features) + F.interpolate(batch, scale_factor=self.capability.scale, mode="bilinear")
 
 
 class _ResidualBlock(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
-from ray_sr.models.layers import conv3, upsampling_factors
+from ray_sr.models.layers import ShuffledConv, conv3, upsampling_factors
 from ray_sr.recipe_networks import SRResNetSpec
 
 
@@ -57,7 +57,7 @@ class _ResidualBlock(nn.Module):
 
 
 def _enlarge(channels: int, factor: int) -> nn.Sequential:
-    return nn.Sequential(conv3(channels, channels * factor**2), nn.PixelShuffle(factor), nn.PReLU())
+    return nn.Sequential(ShuffledConv(channels, channels, factor), nn.PReLU())
 
 
 def _layers(blocks: int, factors: list[int]) -> list[rf.Layer]:

@@ -336,7 +336,7 @@ def _wants_bf16(precision: str, device: torch.device, capability: Capability) ->
 
 def _fast_twin(exact: nn.Module, trial: Trial, precision: str, capability: Capability) -> nn.Module:
     """The network in bfloat16; with `auto` the network itself where bfloat16 changes its results too much."""
-    fast = to_bfloat16(exact, trial)
+    fast = to_bfloat16(exact, trial, capability.residual)
     if precision == "bf16" or deviation(fast, exact, capability.channels) <= WORST_DEVIATION:
         return fast
     _log.info("bfloat16 would change this network's results too much: it runs in float32")

@@ -11,6 +11,7 @@ from torch import nn
 from ray_sr.errors import ModelError
 from ray_sr.models import build_generator, count_parameters
 from ray_sr.models.generator import Generator
+from ray_sr.models.layers import ShuffledConv
 from ray_sr.recipe_networks import (
     CompactSpec,
     DeblurGANSpec,
@@ -144,15 +145,24 @@ def test_deblurgan_adds_a_bounded_residual() -> None:
     assert residual.abs().max() > 0.99
 
 
-def test_srresnet_shuffles_pixels_as_the_paper_does() -> None:
+@pytest.mark.parametrize("factor", [1, 2, 3, 4])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_pixels_are_shuffled_as_the_paper_does(factor: int, memory: torch.memory_format) -> None:
     """(C·r², H, W) -> (C, H·r, W·r): channel c·r² + i·r + j goes to row i, column j of each r×r square."""
-    generator = build(NetworkSpec(scale=3, generator=SRResNetSpec(blocks=1, channels=4)))
-    shuffle = generator.upsampling[0][1]
-    features = torch.randn(1, 36, 2, 2, generator=torch.Generator().manual_seed(0))
-    enlarged = shuffle(features)
-    for row in range(3):
-        for column in range(3):
-            torch.testing.assert_close(enlarged[:, :, row::3, column::3], features[:, row * 3 + column :: 9])
+    torch.manual_seed(0)
+    layer = ShuffledConv(5, 4, factor).double()
+    features = torch.randn(2, 5, 6, 7, dtype=torch.float64).to(memory_format=memory).requires_grad_()
+    made = F.conv2d(features, layer.weight, layer.bias, padding=1)
+    enlarged = layer(features)
+    for row in range(factor):
+        for column in range(factor):
+            expected = made[:, row * factor + column :: factor**2]
+            torch.testing.assert_close(enlarged[:, :, row::factor, column::factor], expected)
+    downstream = torch.randn_like(enlarged)
+    inputs = (features, layer.weight, layer.bias)
+    found = torch.autograd.grad(enlarged, inputs, downstream)
+    wanted = torch.autograd.grad(F.pixel_shuffle(made, factor), inputs, downstream)
+    torch.testing.assert_close(found, wanted)
 
 
 # ------------------------------------------------------------------------------------- value range

@@ -422,7 +422,7 @@ def test_sizes_out_of_range_are_refused(tmp_path: Path) -> None:
 
 
 def test_gray_networks_are_named_as_such(tmp_path: Path) -> None:
-    torch.save(random_state({"conv_first": (8, 1), "upconv1": (32, 8)}), tmp_path / "net.pth")
+    torch.save(random_state({"conv_first": (8, 1), "body.0.conv1": (8, 8)}), tmp_path / "net.pth")
     with pytest.raises(ModelError, match="1 input channels, not RGB"):
         load_generator(tmp_path / "net.pth")
 
