@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,25 +14,36 @@ def conv3(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.C
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
 
 
+def _unchanged(features: torch.Tensor) -> torch.Tensor:
+    return features
+
+
 class ShuffledConv(nn.Conv2d):
     """A 3x3 convolution and a pixel shuffle: N×inputs×h×w -> N×outputs×(h·factor)×(w·factor).
 
     Weights are those of a convolution to outputs·factor² channels before `nn.PixelShuffle` (arXiv 1609.05158).
     In channels_last memory the channels are made in the order in which the shuffle puts them, so that it moves
-    whole blocks: its gradient is 9 times faster so.
+    whole blocks: its gradient is 9 times faster so. `activation` works value by value and may do so in place:
+    it is applied before the shuffle, which gives a view.
     """
 
-    def __init__(self, inputs: int, outputs: int, factor: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        factor: int,
+        activation: Callable[[torch.Tensor], torch.Tensor] = _unchanged,
+    ) -> None:
         super().__init__(inputs, outputs * factor**2, 3, padding=1)
-        self.factor = factor
+        self.factor, self.activation = factor, activation
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
-            return F.pixel_shuffle(super().forward(features), self.factor)
+            return F.pixel_shuffle(self.activation(super().forward(features)), self.factor)
         places, outputs = self.factor**2, self.out_channels // self.factor**2
         weight = self.weight.unflatten(0, (outputs, places)).transpose(0, 1).flatten(0, 1)
         bias = None if self.bias is None else self.bias.unflatten(0, (outputs, places)).t().flatten()
-        made = self._conv_forward(features, weight, bias).permute(0, 2, 3, 1)
+        made = self.activation(self._conv_forward(features, weight, bias)).permute(0, 2, 3, 1)
         blocks = made.unflatten(3, (self.factor, self.factor, outputs)).transpose(2, 3)
         return blocks.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 

@@ -28,7 +28,7 @@ class MSRResNet(Generator):
         self.body = nn.Sequential(*(_ResidualBlock(channels) for _ in range(spec.blocks)))
         self.upconvs = [f"upconv{step}" for step, _ in enumerate(factors, start=1)]
         for name, factor in zip(self.upconvs, factors, strict=True):
-            self.add_module(name, ShuffledConv(channels, channels, factor))
+            self.add_module(name, ShuffledConv(channels, channels, factor, _activate))
         if factors:
             self.conv_hr = conv3(channels, channels)
             self.conv_last: nn.Module = conv3(channels, 3)
@@ -48,7 +48,7 @@ class MSRResNet(Generator):
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         features = self.body(_activate(self.conv_first(batch)))
         for name in self.upconvs:
-            features = _activate(getattr(self, name)(features))
+            features = getattr(self, name)(features)
         if self.upconvs:
             features = _activate(self.conv_hr(features))
         return self.conv_last(features) + F.interpolate(batch, scale_factor=self.capability.scale, mode="bilinear")
