@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 
 from ray_sr.data import stream
@@ -19,10 +22,13 @@ from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
-from ray_sr.model_store import load_model
+from ray_sr.model_store import Store, load_model
+from ray_sr.publishing import publish_run
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import parse_recipe
-from ray_sr.training.launch import train
+from ray_sr.training import launch
+from ray_sr.training.launch import Interrupted, train
+from ray_sr.training.monitor import Record
 from ray_sr.training.runs import Run
 from ray_sr.training.state import STATE_FILE
 from tests.photos import write_real_photos
@@ -112,6 +118,15 @@ def test_a_run_trains_both_stages_and_leaves_all_that_is_needed(whole_run: Run) 
     assert model.version != before_gan.version
 
 
+def test_the_best_generator_is_published_with_its_own_figures(whole_run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    record = publish_run(whole_run, store, stage="best")
+    validated = {r["step"]: r["psnr_y"] for r in whole_run.records("validation") if r["step"] > 20}
+    assert record.provenance.steps in validated
+    assert record.metrics[0].values["psnr_y"] == validated[record.provenance.steps] == max(validated.values())
+    assert load_model("tiny", store).version == load_model(whole_run.generator("best")).version
+
+
 def test_killed_and_resumed_equals_never_killed(whole_run: Run, shards: str, tmp_path: Path) -> None:
     """SIGKILL of the whole run, driver and Ray, in the middle: the resumed one ends bit for bit the same."""
     folder = tmp_path / "killed"
@@ -187,6 +202,38 @@ def test_two_workers_share_the_batch(shards: str, tmp_path: Path, monkeypatch: p
     assert ended.step == 36
     assert run.records("start")[0]["world"] == 2
     assert run.records("validation")[-1]["psnr_y"] > 0
+
+
+@ray.remote(num_cpus=1)
+class Neighbour:
+    """Takes a CPU for as long as it lives."""
+
+    def is_there(self) -> bool:
+        return True
+
+
+def test_a_run_whose_cpus_others_took_says_that_it_waits(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "SILENT_SECONDS", 1.0)
+    stop = threading.Event()
+    neighbours: list[Any] = []
+    heard: list[str] = []
+
+    def listen(record: Record) -> None:
+        heard.append(record["event"])
+        if record["event"] == "train" and not neighbours:
+            neighbours.extend(Neighbour.remote() for _ in range(3))
+        elif record["event"] == "waiting":
+            for neighbour in neighbours:
+                ray.kill(neighbour)
+        elif "waiting" in heard:
+            stop.set()
+
+    endless = recipe("pretrain.steps=100000", "data.degrade_in=tasks", "training.checkpoint_every=100000")
+    with pytest.raises(Interrupted):
+        launch.train(endless, Run.at(tmp_path / "crowded"), shards=shards, listen=listen, stop=stop)
+    assert "train" in heard[heard.index("waiting") :]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(shards: str, tmp_path: Path) -> None:
