@@ -8,9 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.s3 import ENVIRONMENT, s3_service
+
 # Tiny networks run fastest on one thread, and workers beside each other do not fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.update(ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """URI of a bucket on loopback, for this process and for the workers of `ray_local`."""
+    with s3_service() as bucket:
+        yield bucket
 
 
 @pytest.fixture(scope="session")

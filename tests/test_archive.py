@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+from pyarrow import fs as pafs
 
 from ray_sr.archive import MANIFEST, upscale_archive
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.images import Photo, encode, read_photo, write_photo
 from ray_sr.model_store import load_model
+from ray_sr.storage import open_filesystem
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.files import FileOptions, Summary
 from ray_sr.upscaling.sizes import Wanted
@@ -75,6 +77,25 @@ def test_an_archive_is_upscaled_as_each_photo_is(tmp_path: Path) -> None:
         assert np.array_equal(
             read_photo(out / f"{name}_x2.png").pixels, upscale_photo(read_photo(source), engine).pixels
         )
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_bucket_is_upscaled_into_a_bucket(tmp_path: Path, s3: str) -> None:
+    for index in range(3):
+        _save(tmp_path / "photos" / f"{index}.png", index)
+    bucket = f"{s3}/{tmp_path.name}"
+    filesystem, folder = open_filesystem(bucket)
+    pafs.copy_files(str(tmp_path / "photos"), f"{folder}/photos", destination_filesystem=filesystem)
+    filesystem.open_output_stream(f"{folder}/photos/broken.png").close()
+    assert _upscale([f"{bucket}/photos"], f"{bucket}/out").exit_code == 3
+    again = _upscale([f"{bucket}/photos"], f"{bucket}/out")
+    assert sorted(file.status for file in again.files) == ["failed", "skipped", "skipped", "skipped"]
+    (tmp_path / "out").mkdir()
+    pafs.copy_files(f"{folder}/out", str(tmp_path / "out"), source_filesystem=filesystem)
+    assert _names(tmp_path / "out") == ["0_x2.png", "1_x2.png", "2_x2.png", MANIFEST]
+    engine = Engine(MODEL.module, MODEL.capability)
+    expected = upscale_photo(read_photo(tmp_path / "photos" / "2.png"), engine)
+    assert np.array_equal(read_photo(tmp_path / "out" / "2_x2.png").pixels, expected.pixels)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -26,6 +26,7 @@ from ray_sr.models import Generator, build_generator
 from ray_sr.models.weights import save_weights
 from ray_sr.recipe import PretrainSpec, Recipe
 from ray_sr.recipe_networks import CompactSpec, NetworkSpec
+from tests.s3 import Wire
 from tests.shared_data import shared_folder
 
 NETWORK = NetworkSpec(scale=2, generator=CompactSpec(convs=1, channels=4))
@@ -56,11 +57,14 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "s3"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    """A local folder, and a filesystem that is not local, as object stores are not."""
+    """A local folder, a filesystem of fsspec's, and an object store over HTTP."""
     if request.param == "folder":
         yield Store(tmp_path / "store")
+        return
+    if request.param == "s3":
+        yield Store(f"{request.getfixturevalue('s3')}/{tmp_path.name}/store")
         return
     fsspec = pytest.importorskip("fsspec", reason="needs fsspec for a store in memory")
     yield Store(f"fsspec+memory://{tmp_path}/store")
@@ -374,6 +378,27 @@ def test_killed_while_publishing(store: Store, processes: Processes, writes: int
     assert store.load("best").version == again
     assert len(check_whole(store, [1, 2])) == 3
     assert not list(Path(store.root).rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("writes", [0, 5, 10])
+def test_s3_that_fails_halfway(s3: str, tmp_path: Path, writes: int) -> None:
+    """The network is cut at one of the writes: what was there stays, what is seen is whole, one line says it."""
+    root = f"{s3}/{tmp_path.name}/store"
+    store = Store(root)
+    former = store.publish("small", generator(1), NETWORK, promote="best")
+    wire = Wire(writes)
+    try:
+        with pytest.raises(ResourceError, match=r"cannot|model store") as failure:
+            Store(root + wire.options).publish("small", generator(2), NETWORK, recipe=RECIPE, promote="best")
+        assert wire.is_dead
+    finally:
+        wire.close()
+    assert "\n" not in str(failure.value)
+    check_whole(store, [1, 2])
+    assert store.load("best").version == former
+    again = store.publish("small", generator(2), NETWORK, recipe=RECIPE, promote="best")
+    assert store.load("best").version == again
+    assert len(check_whole(store, [1, 2])) == 3
 
 
 @pytest.fixture
