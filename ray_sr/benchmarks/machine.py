@@ -21,7 +21,7 @@ Clock = Literal["wall", "cpu"]
 
 @dataclass(frozen=True)
 class Bench:
-    """How to measure: on which device, how many rounds after one that does not count, by which clock.
+    """How to measure: on which device, how many rounds after `warm_up` ones that do not count, by which clock.
 
     `cpu` counts the processor time of this process. With one thread that is a fair measure on a machine that
     does other work as well; several threads also count what they spend waiting for each other.
@@ -30,16 +30,17 @@ class Bench:
     device: torch.device
     rounds: int
     clock: Clock = "wall"
+    warm_up: int = 1
 
     def take_turns(
         self, contenders: Mapping[str, Callable[[], object]], done: Callable[[], None] = lambda: None
     ) -> Times:
         """Runs every contender once a round, one after the other; `done` is called after each round."""
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for number in range(1 + self.rounds):
+        for number in range(self.warm_up + self.rounds):
             for name, run in contenders.items():
                 spent = self._seconds(run)
-                if number:
+                if number >= self.warm_up:
                     seconds[name].append(spent)
             done()
         return Times(seconds)
