@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr import __version__
-from ray_sr.serving import problems
+from ray_sr.serving import page, problems
 from ray_sr.serving.generators import Generators
 from ray_sr.serving.messages import ModelInfo
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
@@ -54,6 +54,7 @@ def make_api(service: Service) -> FastAPI:
     api = FastAPI(title="ray-sr", version=__version__, docs_url=None, redoc_url=None)
     api.state.service = service
     api.include_router(router)
+    api.include_router(page.router)
     problems.install(api, UpscaleQuery.model_fields)
     return api
 

@@ -111,7 +111,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class SafeAnswers:
-    """ASGI middleware: puts the safety headers on every answer and turns every error into a problem."""
+    """ASGI middleware: safety headers where an answer has none of its own; every error becomes a problem."""
 
     _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -128,7 +128,9 @@ class SafeAnswers:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *self._HEADERS]
+                own = message.get("headers", ())
+                names = {name.lower() for name, _ in own}
+                message["headers"] = [*own, *(header for header in self._HEADERS if header[0] not in names)]
             await send(message)
 
         try:
