@@ -11,24 +11,12 @@ from ray.serve.handle import DeploymentHandle
 from ray_sr import __version__
 from ray_sr.serving import page, problems
 from ray_sr.serving.generators import Generators
-from ray_sr.serving.messages import ModelInfo
+from ray_sr.serving.messages import Models, ServedModel, Status
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.service import Answer, Service
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
-
-
-class Status(BaseModel):
-    """Answer of the health addresses."""
-
-    status: str
-
-
-class Models(BaseModel):
-    """Answer of /v1/models."""
-
-    models: list[ModelInfo]
 
 
 class ProblemKind(BaseModel):
@@ -87,7 +75,8 @@ async def upscale(request: Request, query: Annotated[UpscaleQuery, Query()], ser
 @router.get("/v1/models")
 async def models(service: ServiceState) -> Models:
     """The models that can be asked for."""
-    return Models(models=[await service.generators.model()])
+    info = await service.generators.model()
+    return Models(models=[ServedModel(id=info.name, **info.model_dump())])
 
 
 @router.get("/v1/limits")
