@@ -37,6 +37,10 @@ class Upscaled:
     seconds: float
 
 
+class ScaleChanged(Exception):
+    """The replica's network enlarges other than the caller was told: ask it again what it holds."""
+
+
 class ServedModel(ModelInfo):
     """One entry of /v1/models."""
 

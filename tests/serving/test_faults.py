@@ -25,7 +25,7 @@ def faulty(service: Running) -> Iterator[str]:
         async def describe(self) -> ModelInfo:
             return ModelInfo(name="faulty", version="0" * 12, scale=1)
 
-        async def upscale(self, photo: Photo, scale: float) -> Upscaled:
+        async def upscale(self, photo: Photo, scale: float, network_scale: int) -> Upscaled:
             import os
 
             if photo.width == 1:
@@ -38,7 +38,7 @@ def faulty(service: Running) -> Iterator[str]:
 
     generator = serve.deployment(name="Faulty", num_replicas=1, max_ongoing_requests=4)(Faulty)
     options = ServiceOptions(limits=LIMITS)
-    application = ingress_deployment().bind(generator.bind(), options)
+    application = ingress_deployment().bind(options, generator.bind())
     serve.run(application, name="faulty", route_prefix="/faulty")
     yield f"{service.url}/faulty"
     serve.delete("faulty")

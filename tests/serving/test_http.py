@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import select
 import socket
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
@@ -15,20 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import torch
 
 from ray_sr.images import Photo, decode, encode
-from ray_sr.model_store import load_model
+from ray_sr.serving.options import UpscaleQuery
 from ray_sr.upscaling import Engine, upscale_photo
-from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
-
-
-@pytest.fixture(scope="module")
-def engine(service: Running) -> Engine:
-    """The engine of the replica, rebuilt in this process."""
-    torch.set_num_threads(1)
-    model = load_model(service.options.model, service.store)
-    return Engine(model.module, model.capability, device="cpu", precision="float32", tile=96)
+from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture, png_of
 
 
 def post(service: Running, body: Any, query: str = "", headers: dict[str, str] | None = None) -> httpx.Response:
@@ -177,13 +166,8 @@ def test_bad_pictures_are_refused(service: Running, name: str) -> None:
 
 def test_pixel_limit_is_checked_on_the_header(service: Running) -> None:
     """The pixels of this PNG are garbage: it is refused for its size before they are looked at."""
-    size, pixels = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0), b"garbage"
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in ((b"IHDR", size), (b"IDAT", pixels), (b"IEND", b"")))
+    png = png_of(40_000, 40_000, b"garbage")
     refused(post(service, png), 422, "image-too-large")
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def test_encoded_bodies_are_refused(service: Running, small_png: bytes) -> None:
@@ -291,7 +275,7 @@ def test_information(service: Running) -> None:
     assert httpx.get(f"{service.url}/v1/limits").json() == LIMITS.model_dump(mode="json")
     api = httpx.get(f"{service.url}/openapi.json").json()
     options = {option["name"] for option in api["paths"]["/v1/upscale"]["post"]["parameters"]}
-    assert options == {"scale", "format", "quality", "metadata"}
+    assert options == set(UpscaleQuery.model_fields)
 
 
 def test_problem_types_can_be_looked_up(service: Running, small_png: bytes) -> None:
