@@ -89,7 +89,7 @@ def _replicas(options: ServiceOptions) -> dict[str, Any]:
         min_replicas=options.min_replicas,
         max_replicas=options.max_replicas,
         target_ongoing_requests=max(1, options.requests_per_replica // 2),
-        look_back_period_s=20,
+        look_back_period_s=max(2.0, 4 * options.upscale_delay_s),
         upscale_delay_s=options.upscale_delay_s,
         downscale_delay_s=options.downscale_delay_s,
     )

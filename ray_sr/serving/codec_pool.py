@@ -111,6 +111,11 @@ class CodecPool:
         for process in self._all:
             self._free.put_nowait(process)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids."""
+        return [process.pid for process in self._all]
+
     async def decode(self, data: bytes, header: Header, limits: ServiceLimits) -> Photo:
         """Photo of the bytes, whose header has been checked. Raises PhotoError and Problem."""
         pixels = header.width * header.height

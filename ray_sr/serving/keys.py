@@ -102,10 +102,11 @@ class Client:
     name: str = ""
     pixels_per_minute: int | None = None
     _left: float = field(default=0, init=False)
-    _counted: float = field(default_factory=time.monotonic, init=False)
+    _counted: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._left = self.pixels_per_minute or 0
+        self._counted = time.monotonic()
 
     def charge(self, pixels: int) -> None:
         """Takes pixels from the quota, a bucket that holds one minute's. Raises Problem (rate-limited).

@@ -50,4 +50,4 @@ def test_arguments_fit_the_builder_and_names_its_deployments(monkeypatch: pytest
 
 
 def test_it_listens_on_this_machine_only() -> None:
-    refuse_public_host(CONFIG["http_options"]["host"], insecure=False)
+    refuse_public_host(CONFIG["http_options"]["host"], guarded=False)
