@@ -93,7 +93,8 @@ const close = (picture) => picture && URL.revokeObjectURL(picture.url);
 
 async function choose(file, name = file.name) {
   if (running) return;
-  if (!service.limits) await start();
+  await started;
+  if (!service.limits) await (started = start());
   if (!service.limits) return;
   clearProblem();
   try {
@@ -337,24 +338,28 @@ function listen() {
     sessionStorage.setItem("ray-sr key", service.key);
     $("key-form").hidden = true;
     if (photo) upscale();
-    else start();
+    else started = start();
   });
   addEventListener("pagehide", () => running?.id && discard(running.id));
   listenToViewer();
 }
 
+/** Learns what the service accepts, as soon as it is ready. */
 async function start() {
-  clearProblem();
   try {
     const [limits, models] = await Promise.all(["v1/limits", "v1/models"].map((url) => ask("GET", url)));
     service.limits = await limits.json();
     service.models = (await models.json()).models;
     showModels();
     showLimits();
+    clearProblem();
   } catch (error) {
-    tell(error);
+    if (error.status !== 503) return tell(error);
+    $("limits").textContent = "The service is getting ready …";
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+    return start();
   }
 }
 
 listen();
-start();
+let started = start();

@@ -58,6 +58,7 @@ export const viewer = {
     seen.height = Math.min(tall, top + height) - seen.top;
     for (const [name, value] of Object.entries(seen)) $("divider").style[name] = `${value}px`;
     this.seen = seen;
+    stage.style.touchAction = height <= tall ? "pan-y" : "none"; // a finger scrolls the page where it moves nothing
     $("zoom").textContent = `${Math.round(100 * this.zoom)} %`;
     this.cut();
   },
