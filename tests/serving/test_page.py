@@ -11,9 +11,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from ray import serve
 
 from ray_sr import client
 from ray_sr.images import encode
+from ray_sr.serving.app import build
+from ray_sr.serving.keys import add_key
 from ray_sr.serving.page import FOLDER, MEDIA_TYPES
 from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
 from tests.serving.page_browser import Visit, chromium
@@ -113,11 +116,11 @@ def test_limits_and_models_are_told_before_anything_is_sent(visit: Visitor) -> N
     page.sees("#go", "Upscale to 64 × 48")
 
 
-@pytest.mark.parametrize(("event", "name"), [("drop", "dropped.png"), ("paste", "image.png")])
+@pytest.mark.parametrize(("event", "name"), [("drop", "dropped.png"), ("paste", "pasted.png")])
 def test_photo_can_be_dropped_and_pasted(visit: Visitor, small_png: bytes, event: str, name: str) -> None:
     page = visit()
     page.hand_over(event, small_png, name)
-    page.sees("#name", "pasted.png" if event == "paste" else "dropped.png")
+    page.sees("#name", name)
     page.sees("#facts", "32 × 24")
     assert page.box("#before")["width"] > 0
 
@@ -139,6 +142,17 @@ def test_download_is_the_answer_of_the_service(
     answer = client.upscale(service.url, small_png, scale=3, format=format)  # type: ignore[arg-type]
     assert (tmp_path / "saved").read_bytes() == answer.data
     page.sees("#made-by", answer.model)
+
+
+def test_photos_go_one_at_a_time(visit: Visitor, small_png: bytes) -> None:
+    page = visit()
+    page.pick(flat_png(*BIG))
+    page.tab.click("#go")
+    page.sees("#phase", "Upscaling")
+    page.hand_over("drop", small_png, "second.png")
+    page.sees("[role=alert]", "One photo at a time")
+    page.sees("#name", "cat.png")
+    page.tab.click("#cancel")
 
 
 def test_hidden_data_is_left_out_on_wish(visit: Visitor, tmp_path: Path) -> None:
@@ -204,6 +218,35 @@ def test_result_is_shown_at_100_percent_and_can_be_zoomed_and_moved(compared: Vi
     assert fitted["height"] <= stage["height"]
     compared.tab.click("#full")
     assert compared.box("#after")["width"] == 680
+
+
+def test_wheel_with_ctrl_zooms_around_the_pointer(compared: Visit) -> None:
+    stage, before = compared.box("#stage"), compared.box("#after")
+    x, y = stage["x"] + 150, stage["y"] + 100
+    compared.tab.mouse.move(x, y)
+    compared.tab.keyboard.down("Control")
+    compared.tab.mouse.wheel(0, -200)
+    compared.tab.keyboard.up("Control")
+    compared.sees("#zoom", "200 %")
+    after = compared.box("#after")
+    assert x - after["x"] == pytest.approx(2 * (x - before["x"]), abs=2)
+    assert y - after["y"] == pytest.approx(2 * (y - before["y"]), abs=2)
+
+
+def test_two_fingers_zoom(browser: Any, service: Running, small_png: bytes) -> None:
+    page = Visit(browser, service.url, has_touch=True)
+    page.pick(small_png)
+    page.sees("#zoom", "800 %")
+    page.tab.click("#full")
+    stage = page.box("#stage")
+    x, y = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+    touch = page.context.new_cdp_session(page.tab)
+    for kind, gap in (("touchStart", 50), ("touchMove", 70), ("touchMove", 100), ("touchEnd", 0)):
+        points = [{"x": x + side * gap, "y": y, "id": side} for side in (-1, 1)] if gap else []
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.sees("#zoom", "200 %")
+    page.context.close()
+    assert page.errors == []
 
 
 def test_edges_of_the_photo_are_not_left_behind(compared: Visit) -> None:
@@ -282,6 +325,45 @@ def test_result_is_not_kept_by_the_service(visit: Visitor, service: Running, sma
     with page.tab.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
         page.upscale(small_png)
     wait_until(lambda: httpx.get(deleted.value.url).status_code == 410)
+
+
+@pytest.fixture(scope="module")
+def keyed(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address of a service with two models below a path, and the only key it knows."""
+    keys = tmp_path_factory.mktemp("keys") / "keys.json"
+    key = add_key(keys, "visitor")
+    changed = {"model": "bicubic", "further_models": ("portrait",), "keys": str(keys), "cpus": 0.1, "gpus": 0}
+    options = service.options.model_copy(update={**changed, "codec_processes": 1})
+    serve.run(build(options), name="keyed", route_prefix="/keyed")
+    yield f"{service.url}/keyed", key
+    serve.delete("keyed")
+
+
+def test_key_is_asked_for_where_one_is_needed_and_kept_in_the_tab(
+    browser: Any, keyed: tuple[str, str], small_png: bytes
+) -> None:
+    url, key = keyed
+    page = Visit(browser, url)
+    field = page.tab.locator("#key")
+    page.pick(small_png)
+    page.tab.select_option("#model", "portrait")
+    assert not field.is_visible()
+    page.tab.click("#go")
+    page.sees("#key-form", "This service asks for an API key")
+    assert field.evaluate("(key) => key === document.activeElement")
+    assert page.violations() == ""
+    field.fill("rsr_wrong")
+    page.tab.keyboard.press("Enter")
+    page.sees("[role=alert]", "The service does not know this key")
+    field.fill(key)
+    page.tab.keyboard.press("Enter")
+    page.sees("#made-by", "portrait@")
+    assert not field.is_visible()
+    page.tab.reload()
+    page.upscale(small_png)
+    page.sees("#made-by", "bicubic@")
+    page.context.close()
+    assert page.errors == []
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ const MOST_PIXELS_SHOWN = 1e8;
 
 // ---- The photo: what the limits say about it before anything is sent
 
-let photo = null; // {file, name, kind, url, width, height, shown}; no size where the browser cannot read it
+let photo = null; // {file, kind, url, width, height, shown}; no size where the browser cannot read it
 let result = null; // {url, width, height, shown}
 let running = null; // {controller, id} of the job under way
 
@@ -76,7 +76,7 @@ function mostPixels(model) {
 }
 
 /** A picture as the viewer takes it. Only its header is decoded here, so a huge one costs nothing. */
-function open(file) {
+function load(file) {
   return new Promise((resolve) => {
     const image = new Image();
     const url = URL.createObjectURL(file);
@@ -89,30 +89,44 @@ function open(file) {
   });
 }
 
-const close = (picture) => picture && URL.revokeObjectURL(picture.url);
+const unload = (picture) => picture && URL.revokeObjectURL(picture.url);
 
-async function choose(file, name = file.name) {
-  if (running) return;
+/** Takes the first of the files that were picked, dropped or pasted. */
+async function choose(files) {
+  if (files.length === 0) return;
+  if (running) return tell(new Problem("One photo at a time", "Cancel the work under way, or wait for its end."));
   await started;
   if (!service.limits) await (started = start());
   if (!service.limits) return;
   clearProblem();
   try {
-    const kind = await kindOf(file);
-    checkFile(file, kind);
-    const opened = await open(file);
-    if (!opened.width && kind !== "tiff") {
-      throw new Problem("The file is damaged", "This browser cannot show it. Try to open and save it anew.");
-    }
-    checkPixels(opened, chosenModel());
-    close(photo);
-    close(result);
-    photo = { file, name, kind, ...opened };
+    const opened = await check(files[0], chosenModel());
+    unload(photo);
+    unload(result);
+    photo = opened;
     result = null;
     showPhoto();
+    if (files.length > 1) throw new Problem("One photo at a time", `Of these ${files.length}, the first was taken.`);
   } catch (error) {
     tell(error);
   }
+}
+
+/** The photo in a file. Throws a Problem where the service would refuse it. */
+async function check(file, model) {
+  const kind = await kindOf(file);
+  checkFile(file, kind);
+  const opened = await load(file);
+  try {
+    if (!opened.width && kind !== "tiff") {
+      throw new Problem("The file is damaged", "This browser cannot show it. Try to open and save it anew.");
+    }
+    checkPixels(opened, model);
+  } catch (error) {
+    unload(opened);
+    throw error;
+  }
+  return { file, kind, ...opened };
 }
 
 // ---- Upscaling
@@ -157,26 +171,28 @@ async function runJob(signal) {
 const showJob = ({ status, progress }) =>
   status === "queued" ? phase("Waiting for a free place") : phase("Upscaling", progress);
 
+let quarterSaid = 0;
+
 function phase(words, share) {
   const percent = share === undefined ? "" : `${Math.floor(100 * share)} %`;
   const before = $("phase").textContent;
   $("phase").textContent = words;
   $("percent").textContent = percent;
-  document.title = `${percent || "…"} ${photo.name} – ray-sr`;
+  document.title = `${percent || "…"} ${photo.file.name} – ray-sr`;
   if (share === undefined) $("progress").removeAttribute("value");
   else $("progress").value = share;
   // Said aloud at each new phase and each quarter, not at each tile.
   const quarter = Math.floor(4 * (share ?? 0));
-  if (words !== before || quarter !== phase.quarter) say(quarter ? `${words}, ${25 * quarter} %` : words);
-  phase.quarter = quarter;
+  if (words !== before || quarter !== quarterSaid) say(quarter ? `${words}, ${25 * quarter} %` : words);
+  quarterSaid = quarter;
 }
 
 async function show(request) {
-  close(result);
-  result = await open(request.response);
+  unload(result);
+  result = await load(request.response);
   const kind = SUFFIXES[request.getResponseHeader("Content-Type")] ?? "img";
   const scale = request.getResponseHeader("RaySR-Scale") ?? chosenScale();
-  const name = `${photo.name.replace(/\.[^.]*$/, "")}_x${scale}.${kind}`;
+  const name = `${photo.file.name.replace(/\.[^.]*$/, "")}_x${scale}.${kind}`;
   $("download").href = result.url;
   $("download").download = name;
   $("file-name").textContent = name;
@@ -220,11 +236,11 @@ function goal() {
 
 function showPhoto() {
   $("ask").textContent = "Choose another photo";
-  $("name").textContent = photo.name;
+  $("name").textContent = photo.file.name;
   $("facts").textContent = facts([sides(photo), size(photo.file.size), nameOf(photo.kind)]);
   setState("ready");
   viewer.single(photo);
-  say(`${photo.name}, ${$("facts").textContent}`);
+  say(`${photo.file.name}, ${$("facts").textContent}`);
   $("go").focus({ preventScroll: true });
 }
 
@@ -302,7 +318,7 @@ function size(bytes) {
 
 function listen() {
   $("file").onchange = () => {
-    if ($("file").files.length) choose($("file").files[0]);
+    choose([...$("file").files]);
     $("file").value = ""; // so that the same file can be chosen again
   };
   document.addEventListener("dragover", (event) => {
@@ -315,13 +331,9 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    if (event.dataTransfer.files.length) choose(event.dataTransfer.files[0]);
+    choose(event.dataTransfer.files);
   });
-  document.addEventListener("paste", (event) => {
-    const [file] = event.clipboardData.files;
-    // Browsers call every copied picture image.png.
-    if (file) choose(file, file.name === "image.png" ? "pasted.png" : file.name);
-  });
+  document.addEventListener("paste", (event) => choose(event.clipboardData.files));
   $("options").addEventListener("submit", (event) => {
     event.preventDefault();
     upscale();

@@ -21,8 +21,7 @@ export const viewer = {
 
   /** Shows the second of two pictures beside the first, at 100 % and where the visitor was looking. */
   compare(before, after) {
-    if (!after.shown) return;
-    if (!before.shown) return this.single(after);
+    if (!before.shown || !after.shown) return this.single(after.shown ? after : before);
     this.load("after", after);
     this.setComparing(true);
     Object.assign(this, { width: after.width, height: after.height, zoom: 1, fitted: false });
@@ -161,8 +160,13 @@ export function listenToViewer() {
 }
 
 const ARROWS = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
-const KEYS = { "+": () => viewer.step(1), "=": () => viewer.step(1), "-": () => viewer.step(-1),
-  0: () => viewer.fit(), 1: () => viewer.zoomTo(1) };
+const KEYS = {
+  "+": () => viewer.step(1),
+  "=": () => viewer.step(1),
+  "-": () => viewer.step(-1),
+  0: () => viewer.fit(),
+  1: () => viewer.zoomTo(1),
+};
 
 function onViewerKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
