@@ -111,7 +111,9 @@ class ServiceOptions(Section):
     requests_per_replica: int = Field(4, ge=1, description="requests sent to a generator replica at once")
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before another replica is started")
     downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is ended")
-    codec_processes: int | None = Field(None, ge=1, description="that decode and encode; default: one a core")
+    codec_processes: int | None = Field(
+        None, ge=1, description="that decode and encode; default: one a core, up to 8"
+    )
     keys: str | None = Field(None, description="file of API keys, see `ray-sr keys`; default: nobody needs one")
     access_log: str | None = Field(None, description="file that gets a JSON line for each request")
     limits: ServiceLimits = ServiceLimits()

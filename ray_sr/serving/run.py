@@ -24,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 from ray_sr.cluster import connect, disconnect
 from ray_sr.errors import ClusterError, RecipeError
 from ray_sr.model_store import Store, load_model
+from ray_sr.serving import proxy
 from ray_sr.serving.app import build
 from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
@@ -106,6 +107,7 @@ def _start(options: ServiceOptions, host: str, port: int) -> None:
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=60),
             logging_config=quiet,
+            controller_options={"runtime_env": {"env_vars": proxy.ENVIRONMENT}},
         )
         serve.run(build(options), name=APPLICATION, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:

@@ -30,6 +30,7 @@ from ray_sr.serving.telemetry import Metrics, open_access_log
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CODECS = 8
 _TAKE_OVERS = 5  # of other scales that one request bears
 
 
@@ -46,7 +47,7 @@ class Service:
         self.jobs = Jobs(self.limits.jobs, self._work_on_job, self._count_job)
         self._bytes = Budget(self.limits.in_flight_bytes, "bytes")
         self._pixels = Budget(self.limits.in_flight_pixels, "pixels")
-        processes = options.codec_processes or len(os.sched_getaffinity(0))
+        processes = options.codec_processes or min(_CODECS, len(os.sched_getaffinity(0)))
         self._codec = CodecPool(processes)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="headers")
 
@@ -87,7 +88,12 @@ class Service:
             header = await self._in_thread(measure, data, limits)
             generators = await self.catalogue.pick(query.model)
             job = settle(query, await generators.model())
-            client.charge(check_result(header, job, limits))
+            pixels = check_result(header, job, limits)
+            # Asked again, since the same request may have come a second time meanwhile.
+            known = self.jobs.repeated(client.name, key, data, query)
+            if known is not None:
+                return known
+            client.charge(pixels)
             return self.jobs.begin(client.name, key, data, query)
 
     async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import select
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from ray_sr.cli import cli
 from ray_sr.images import Photo, decode, encode
 from ray_sr.serving.options import UpscaleQuery
 from ray_sr.upscaling import Engine, upscale_photo
@@ -73,6 +77,41 @@ def test_answer_is_what_the_library_makes_of_the_same_bytes(service: Running, en
     assert response.content == expected
     assert response.headers["content-type"] == f"image/{kind}"
     assert response.headers["raysr-scale"] == f"{scale:g}"
+
+
+def test_answer_is_the_file_that_the_command_writes(service: Running, small_png: bytes, tmp_path: Path) -> None:
+    (tmp_path / "small.png").write_bytes(small_png)
+    arguments = ["upscale", str(tmp_path / "small.png"), "-o", str(tmp_path / "large.png"), "-n", "portrait"]
+    options = ["--store", service.store.root, "-d", "cpu", "--precision", "float32", "-t", "96"]
+    result = CliRunner().invoke(cli, [*arguments, *options])
+    assert result.exit_code == 0, result.output
+    assert post(service, small_png).content == (tmp_path / "large.png").read_bytes()
+
+
+def test_forms_and_json_are_the_same_call(service: Running, small_png: bytes) -> None:
+    raw = post(service, small_png, "?scale=2")
+    url = f"{service.url}/v1/upscale"
+    form = httpx.post(url, files={"image": ("a.png", small_png)}, data={"scale": "2"}, timeout=60)
+    assert form.content == raw.content
+    sent = {"image": base64.b64encode(small_png).decode(), "scale": 2}
+    answer = httpx.post(url, json=sent, headers={"Accept": "application/json"}, timeout=60)
+    document = answer.json()
+    assert base64.b64decode(document.pop("image")) == raw.content
+    assert document.pop("timings").keys() == {"decode", "queue", "infer", "encode"}
+    model = raw.headers["raysr-model"]
+    assert document == {
+        "format": "png", "width": 64, "height": 48, "scale": 2, "model": model, "warnings": []
+    }  # fmt: skip
+
+
+def test_accept_and_same_choose_the_format(service: Running, small_png: bytes) -> None:
+    assert post(service, small_png, headers={"Accept": "image/webp"}).headers["content-type"] == "image/webp"
+    assert (
+        post(service, small_png, "?format=jpeg", {"Accept": "image/webp"}).headers["content-type"] == "image/jpeg"
+    )
+    jpeg = encode(picture(24, 32), "jpeg")
+    assert post(service, jpeg, "?format=same").headers["content-type"] == "image/jpeg"
+    refused(post(service, small_png, headers={"Accept": "image/gif"}), 406, "not-acceptable")
 
 
 def test_metadata_option_decides_what_is_kept(service: Running) -> None:
