@@ -59,6 +59,7 @@ class ProxyProblems:
             if started or replaced or scope["type"] != "http":
                 raise
             logger.warning("no answer from the ingress: %r", error)
+        if scope["type"] == "http" and not (started or replaced):
             await answer(500)
 
 

@@ -62,6 +62,13 @@ def test_ingress_that_is_gone_is_503() -> None:
     assert "secret" not in response.text
 
 
+def test_no_answer_at_all_is_503() -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        return
+
+    assert ask(silent).json()["type"] == "/problems/starting"
+
+
 def test_serve_accepts_the_callback() -> None:
     (path,) = ENVIRONMENT.values()
     assert len(validate_http_proxy_callback_return(call_function_from_import_path(path))) == 1
