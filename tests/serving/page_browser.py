@@ -17,14 +17,21 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 AXE_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
 
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """The machine's own Chromium, without a window. Skips the test where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e .[dev]")
+def find_chromium() -> str:
+    """Path of the machine's own Chromium. Skips the test where it, or what drives it, is missing."""
+    pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e .[dev]")
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
+    return path
+
+
+@contextmanager
+def chromium(path: str) -> Iterator[Any]:
+    """A Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()

@@ -19,14 +19,19 @@ from ray_sr.serving.app import build
 from ray_sr.serving.keys import add_key
 from ray_sr.serving.page import FOLDER, MEDIA_TYPES
 from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
-from tests.serving.page_browser import Visit, chromium
+from tests.serving.page_browser import Visit, chromium, find_chromium
 
 Visitor = Callable[..., Visit]
 
 
+@pytest.fixture(scope="session")  # so that tests skip before the service is started for them
+def chromium_path() -> str:
+    return find_chromium()
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
+def browser(chromium_path: str) -> Iterator[Any]:
+    with chromium(chromium_path) as started:
         yield started
 
 
