@@ -171,7 +171,7 @@ class CodecPool:
                 process.kill()
 
     def _give_back(self, process: _Process, done: asyncio.Future[Any]) -> None:
-        done.exception()  # seen, even where its caller has left
+        _ = done.cancelled() or done.exception()  # seen, even where its caller has left
         self._free.put_nowait(process)
 
 

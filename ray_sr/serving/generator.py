@@ -52,6 +52,7 @@ class Generator:
 
     def __init__(self, options: ServiceOptions, model: str | None = None) -> None:
         """Loads the model by reference, by default that of the options. Raises ModelError."""
+        self._ended = threading.Event()
         torch.set_num_threads(max(1, int(options.cpus or 1)))
         self._options = options
         self._ref = model or options.model
@@ -61,7 +62,6 @@ class Generator:
         self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
         self._memory = _memory_gauge(self._held.engine.device)
-        self._ended = threading.Event()
         if self._follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
@@ -101,7 +101,12 @@ class Generator:
             self._turns.pass_on()
 
         work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, after_tile)
-        work.add_done_callback(lambda _: shares.put_nowait(None))
+
+        def after_work(done: asyncio.Future[Upscaled]) -> None:
+            _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
+            shares.put_nowait(None)
+
+        work.add_done_callback(after_work)
         try:
             while (share := await shares.get()) is not None:
                 yield share
