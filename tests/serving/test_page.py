@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from ray import serve
 
-from ray_sr import client
 from ray_sr.images import Photo, decode, encode
 from ray_sr.serving.app import build
 from ray_sr.serving.keys import add_key
 from ray_sr.serving.page import FOLDER, MEDIA_TYPES
+from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
 from tests.serving.page_browser import Visit, chromium, find_chromium
 
@@ -131,8 +131,8 @@ def test_photo_can_be_dropped_and_pasted(visit: Visitor, small_png: bytes, event
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg"])
-def test_download_is_the_answer_of_the_service(
-    visit: Visitor, service: Running, small_png: bytes, format: str
+def test_download_is_what_the_library_makes_of_the_same_bytes(
+    visit: Visitor, service: Running, engine: Engine, small_png: bytes, format: str
 ) -> None:
     page = visit()
     page.pick(small_png, "my cat.holiday.png")
@@ -143,9 +143,9 @@ def test_download_is_the_answer_of_the_service(
     with page.tab.expect_download() as download:
         page.tab.click("#download")
     assert download.value.suggested_filename == f"my cat.holiday_x3.{'jpg' if format == 'jpeg' else 'png'}"
-    answer = client.upscale(service.url, small_png, scale=3, format=format)  # type: ignore[arg-type]
-    assert Path(download.value.path()).read_bytes() == answer.data
-    page.sees("#made-by", answer.model)
+    expected = encode(upscale_photo(decode(small_png), engine, scale=3), format)
+    assert Path(download.value.path()).read_bytes() == expected
+    page.sees("#made-by", f"portrait@{service.store.show('portrait').version}")
 
 
 def test_photos_go_one_at_a_time(visit: Visitor, small_png: bytes) -> None:
