@@ -20,7 +20,7 @@ from ray_sr.commands.doctor import doctor
 from ray_sr.commands.evaluate import evaluate
 from ray_sr.commands.models import models
 from ray_sr.commands.recipes import recipes
-from ray_sr.commands.serve import serve
+from ray_sr.commands.serve import keys, serve
 from ray_sr.commands.train import demo, report, train
 from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
@@ -39,7 +39,7 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, tune, bench, demo):
+for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, keys, tune, bench, demo):
     cli.add_command(command)
 
 

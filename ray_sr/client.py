@@ -2,6 +2,8 @@
 
 answer = upscale("http://127.0.0.1:8000", "small.png", scale=4)
 Path("large.png").write_bytes(answer.data)
+
+`key` is the API key, where the service asks for one.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from ray_sr.errors import ClusterError, InputError
 
-Format = Literal["png", "jpeg", "webp", "tiff"]
+Format = Literal["png", "jpeg", "webp", "tiff", "same"]
 Metadata = Literal["keep", "copyright", "none"]
 
 
@@ -47,21 +49,45 @@ class Answer:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that the service holds; `version` is the start of the SHA-256 of its weights."""
+    """A model that the service holds; `version` is the start of the SHA-256 of its weights.
 
+    `id` is what the option `model` takes.
+    """
+
+    id: str
     name: str
     version: str
     scale: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the service: queued, running, succeeded, failed or canceled; `progress` in [0, 1].
+
+    `error` is the problem document of a job that failed.
+    """
+
+    id: str
+    status: str
+    progress: float
+    error: Mapping[str, Any] | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in ("queued", "running")
 
 
 def upscale(
     url: str,
     picture: bytes | str | os.PathLike[str],
     *,
+    model: str | None = None,
     scale: float | None = None,
     format: Format = "png",
     quality: int = 95,
+    lossless: bool = False,
     metadata: Metadata = "keep",
+    key: str | None = None,
     timeout_s: float = 120,
 ) -> Answer:
     """The picture (encoded bytes or a file), upscaled by the service at `url`.
@@ -69,11 +95,59 @@ def upscale(
     Raises InputError where the file cannot be read, ServiceError for an answer other than success and
     ClusterError where there is none.
     """
-    options: dict[str, object] = {"format": format, "quality": quality, "metadata": metadata}
-    if scale is not None:
-        options["scale"] = scale
-    path = f"/v1/upscale?{urlencode(options)}"
-    data, headers = _exchange(url, "POST", path, _bytes_of(picture), timeout_s)
+    options = _options(
+        model=model, scale=scale, format=format, quality=quality, lossless=lossless, metadata=metadata
+    )
+    call = _Call(url, key, timeout_s)
+    return _answer(*call.exchange("POST", f"/v1/upscale?{options}", _bytes_of(picture)))
+
+
+def begin_job(
+    url: str,
+    picture: bytes | str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    scale: float | None = None,
+    format: Format = "png",
+    quality: int = 95,
+    lossless: bool = False,
+    metadata: Metadata = "keep",
+    idempotency_key: str | None = None,
+    key: str | None = None,
+    timeout_s: float = 120,
+) -> Job:
+    """Begins to upscale a picture that is too large to wait for. The same idempotency key gives the same job.
+
+    Raises as `upscale` does.
+    """
+    options = _options(
+        model=model, scale=scale, format=format, quality=quality, lossless=lossless, metadata=metadata
+    )
+    headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+    call = _Call(url, key, timeout_s)
+    return _job(call.exchange("POST", f"/v1/jobs?{options}", _bytes_of(picture), headers)[0])
+
+
+def job(url: str, id: str, *, key: str | None = None, timeout_s: float = 10) -> Job:
+    """How far a job is. Raises ServiceError and ClusterError."""
+    return _job(_Call(url, key, timeout_s).exchange("GET", f"/v1/jobs/{quote(id, safe='')}")[0])
+
+
+def job_result(url: str, id: str, *, key: str | None = None, timeout_s: float = 120) -> Answer:
+    """The picture of a job that succeeded. Raises ServiceError, also where the job failed, and ClusterError."""
+    return _answer(*_Call(url, key, timeout_s).exchange("GET", f"/v1/jobs/{quote(id, safe='')}/result"))
+
+
+def cancel_job(url: str, id: str, *, key: str | None = None, timeout_s: float = 10) -> Job:
+    """Ends a job, or deletes the result of one that has ended. Raises ServiceError and ClusterError."""
+    return _job(_Call(url, key, timeout_s).exchange("DELETE", f"/v1/jobs/{quote(id, safe='')}")[0])
+
+
+def _options(**options: Any) -> str:
+    return urlencode({name: value for name, value in options.items() if value is not None})
+
+
+def _answer(data: bytes, headers: HTTPMessage) -> Answer:
     return Answer(
         data=data,
         media_type=headers.get_content_type(),
@@ -85,10 +159,15 @@ def upscale(
     )
 
 
+def _job(data: bytes) -> Job:
+    found = json.loads(data)
+    return Job(found["id"], found["status"], found["progress"], found["error"])
+
+
 def models(url: str, *, timeout_s: float = 10) -> list[ServedModel]:
     """The models that the service holds. Raises ServiceError and ClusterError."""
     found = _get(url, "/v1/models", timeout_s)["models"]
-    return [ServedModel(one["name"], one["version"], one["scale"]) for one in found]
+    return [ServedModel(one["id"], one["name"], one["version"], one["scale"]) for one in found]
 
 
 def limits(url: str, *, timeout_s: float = 10) -> Mapping[str, Any]:
@@ -106,7 +185,7 @@ def is_ready(url: str, *, timeout_s: float = 10) -> bool:
 
 
 def _get(url: str, path: str, timeout_s: float) -> dict[str, Any]:
-    data, _ = _exchange(url, "GET", path, None, timeout_s)
+    data, _ = _Call(url, None, timeout_s).exchange("GET", path)
     answer: dict[str, Any] = json.loads(data)
     return answer
 
@@ -120,18 +199,31 @@ def _bytes_of(picture: bytes | str | os.PathLike[str]) -> bytes:
         raise InputError(f"{os.fspath(picture)}: {error.strerror or error}") from None
 
 
-def _exchange(url: str, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[bytes, HTTPMessage]:
-    prefix = urlsplit(url).path.rstrip("/")
-    try:
-        with closing(_connection(url, timeout_s)) as connection:
-            _send(connection, method, prefix + path, body)
-            response = connection.getresponse()
-            data = response.read()
-    except (OSError, HTTPException) as error:
-        raise ClusterError(f"{url}: no answer from the service ({error}); is it running?") from None
-    if response.status != 200:
-        raise _service_error(response, data)
-    return data, response.headers
+@dataclass(frozen=True)
+class _Call:
+    """Where a request goes, with which key, and how long its answer may take."""
+
+    url: str
+    key: str | None
+    timeout_s: float
+
+    def exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> tuple[bytes, HTTPMessage]:
+        """Body and headers of the answer. Raises ServiceError and ClusterError."""
+        prefix = urlsplit(self.url).path.rstrip("/")
+        sent = {"Content-Type": "application/octet-stream"} if body else {}
+        sent |= {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            with closing(_connection(self.url, self.timeout_s)) as connection:
+                _send(connection, method, prefix + path, body, sent | dict(headers or {}))
+                response = connection.getresponse()
+                data = response.read()
+        except (OSError, HTTPException) as error:
+            raise ClusterError(f"{self.url}: no answer from the service ({error}); is it running?") from None
+        if response.status not in (200, 202):
+            raise _service_error(response, data)
+        return data, response.headers
 
 
 def _connection(url: str, timeout_s: float) -> HTTPConnection:
@@ -145,10 +237,12 @@ def _connection(url: str, timeout_s: float) -> HTTPConnection:
     raise ClusterError(f"{url}: the address of a service looks like http://HOST:PORT")
 
 
-def _send(connection: HTTPConnection, method: str, path: str, body: bytes | None) -> None:
+def _send(
+    connection: HTTPConnection, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+) -> None:
     """Sends the request. A service that refuses a body early may stop reading it: its answer says why."""
     try:
-        connection.request(method, path, body, {"Content-Type": "application/octet-stream"} if body else {})
+        connection.request(method, path, body, dict(headers))
     except (BrokenPipeError, ConnectionResetError):
         if connection.sock is None:
             raise

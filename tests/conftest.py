@@ -13,6 +13,7 @@ from tests.s3 import ENVIRONMENT, s3_service
 # Tiny networks run fastest on one thread, and workers beside each other do not fight for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
 os.environ.update(ENVIRONMENT)
 
 

@@ -88,6 +88,44 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
     show(result, _table("Mpx/s", rows), as_json)
 
 
+@bench.command()
+@click.argument("url", default="http://127.0.0.1:8000")
+@click.option("--p99", "bound", default=1000.0, show_default=True, type=click.FloatRange(1), help="Bound in ms.")
+@click.option("--rate", type=click.FloatRange(0.01), help="Offer this rate alone, in requests/s.")
+@click.option("--seconds", default=15.0, show_default=True, type=click.FloatRange(1), help="Of each load.")
+@click.option("--size", "sizes", multiple=True, default=(128, 256), show_default=True, type=click.IntRange(8),
+              help="Side of a picture; give it more than once for a mix.")  # fmt: skip
+@click.option("--key", help="API key, where the service asks for one.")
+@click.option("--overload", is_flag=True, help="Then offer twice the highest rate.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw latency over rate into this .png or .svg.")
+@json_option
+def http(
+    url: str,
+    bound: float,
+    rate: float | None,
+    seconds: float,
+    sizes: tuple[int, ...],
+    key: str | None,
+    overload: bool,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Load on the endpoint at URL: the highest rate of requests within a bound on the 99th percentile.
+
+    Requests arrive at random, whatever became of those before; latency counts from when a request was due.
+    """
+    import asyncio
+    from pathlib import Path
+
+    from ray_sr.benchmarks import http as load
+
+    target = load.Target(url.rstrip("/"), load.photos(sizes), key)
+    result = asyncio.run(load.bench(target, bound, seconds, rate, overload, note))
+    if plot:
+        load.plot(Path(plot), result.course, bound)
+    show(result.as_dict(), str(result), as_json)
+
+
 def _table(unit: str, rows: list[tuple[str, float, float, dict[str, float]]]) -> str:
     lines = [f"{unit:16}{'ray-sr':>10}{'plain':>10}   faster (quartiles)"]
     for name, ours, plain, speedup in rows:

@@ -1,26 +1,97 @@
-"""`ray-sr serve`: the upscaling endpoint on this machine."""
+"""`ray-sr serve` and `ray-sr keys`: the upscaling endpoint on this machine, and who may use it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from ray_sr.commands.common import chosen_model, store_option
+from ray_sr.commands.common import chosen_model, json_option, note, show, store_option
 
 
 @click.command()
-@click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest published).")
+@click.option(
+    "-n",
+    "--model",
+    "models",
+    metavar="MODEL",
+    multiple=True,
+    help="Model, the first is the default one (default: channel `best`, else the newest published).",
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Most generator replicas.")
+@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Most replicas of a model.")
 @click.option("--device", default="auto", show_default=True)
-@click.option("--insecure", is_flag=True, help="Allow a host that others can reach.")
+@click.option("--keys", metavar="FILE", help="Only who has a key of this file may send pictures (`ray-sr keys`).")
+@click.option("--access-log", metavar="FILE", help="Append a JSON line for each request.")
+@click.option("--insecure", is_flag=True, help="Allow a host that others can reach, without keys.")
 @store_option
 def serve(
-    model: str | None, host: str, port: int, replicas: int, device: str, insecure: bool, store: str | None
+    models: tuple[str, ...],
+    host: str,
+    port: int,
+    replicas: int,
+    store: str | None,
+    insecure: bool,
+    **options: Any,
 ) -> None:
-    """Answer POST /v1/upscale: a photo in, the upscaled photo out. Ctrl-C ends it."""
-    from ray_sr.serving.options import ServiceOptions
-    from ray_sr.serving.run import serve_forever
+    """Answer POST /v1/upscale: a photo in, the upscaled photo out. Ctrl-C ends it.
 
-    options = ServiceOptions(model=chosen_model(model, store), store=store, device=device, max_replicas=replicas)
-    serve_forever(options, host=host, port=port, insecure=insecure)
+    A MODEL that is a channel or a name is followed: what is promoted or published later is taken over.
+    """
+    from ray_sr.serving.run import checked_options, serve_forever
+
+    model, *further = models or (chosen_model(None, store),)
+    chosen = [chosen_model(name, store) for name in (model, *further)]
+    serve_forever(
+        checked_options(model=chosen[0], further_models=chosen[1:], store=store, max_replicas=replicas, **options),
+        host=host,
+        port=port,
+        insecure=insecure,
+    )
+
+
+@click.group()
+def keys() -> None:
+    """Who may use an endpoint: a file of hashed API keys, for `ray-sr serve --keys FILE`."""
+
+
+def file_option(command: Any) -> Any:
+    return click.option(
+        "--file", "path", default="keys.json", show_default=True, metavar="FILE", help="The file of keys."
+    )(command)
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--pixels-per-minute", type=click.IntRange(1), help="Quota, in pixels of results (default: none).")
+@file_option
+def add(name: str, pixels_per_minute: int | None, path: str) -> None:
+    """Make a key for NAME and print it, this once: the file keeps only its hash."""
+    from ray_sr.serving.keys import add_key
+
+    click.echo(add_key(path, name, pixels_per_minute))
+    note(f"{name} is in {path}; a service that runs takes it from there at once")
+
+
+@keys.command(name="list")
+@file_option
+@json_option
+def list_keys(path: str, as_json: bool) -> None:
+    """Name the holders of keys."""
+    from ray_sr.serving.keys import read_keys
+
+    found = [key.model_dump(exclude={"sha256"}) for key in read_keys(path)]
+    lines = [f"{key['name']:24}{key['pixels_per_minute'] or 'no quota':>14}  {key['created']}" for key in found]
+    show({"keys": found}, "\n".join(lines) or "no keys", as_json)
+
+
+@keys.command()
+@click.argument("name")
+@file_option
+def remove(name: str, path: str) -> None:
+    """Take the key of NAME away; a service that runs refuses it from then on."""
+    from ray_sr.serving.keys import remove_key
+
+    remove_key(path, name)
+    note(f"{name} is not in {path} any more")

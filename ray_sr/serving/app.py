@@ -42,12 +42,16 @@ def build(args: ServiceOptions | Mapping[str, Any]) -> Application:
     Raises pydantic.ValidationError for an unknown key or a value out of range.
     """
     options = fit_to_cluster(ServiceOptions.model_validate(args))
-    generator = serve.deployment(name="Generator", **deployment_settings(options))(Generator)
-    return ingress_deployment().bind(generator.bind(options), options)
+    settings = deployment_settings(options)
+    generators = []
+    for number, model in enumerate(options.models, 1):
+        name = "Generator" if number == 1 else f"Generator{number}"
+        generators.append(serve.deployment(name=name, **settings)(Generator).bind(options, model))
+    return ingress_deployment().bind(options, *generators)
 
 
 def ingress_deployment() -> Deployment:
-    """The HTTP face, to be bound to a generator deployment and ServiceOptions."""
+    """The HTTP face, to be bound to ServiceOptions and a generator deployment for each of their models."""
     return serve.deployment(name="Ingress", **_INGRESS)(serve.ingress()(Ingress))
 
 
@@ -85,8 +89,8 @@ def _replicas(options: ServiceOptions) -> dict[str, Any]:
         min_replicas=options.min_replicas,
         max_replicas=options.max_replicas,
         target_ongoing_requests=max(1, options.requests_per_replica // 2),
-        look_back_period_s=20,
-        upscale_delay_s=5,
-        downscale_delay_s=120,
+        look_back_period_s=max(2.0, 4 * options.upscale_delay_s),
+        upscale_delay_s=options.upscale_delay_s,
+        downscale_delay_s=options.downscale_delay_s,
     )
     return {"autoscaling_config": autoscaling}

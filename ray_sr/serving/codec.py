@@ -1,6 +1,7 @@
-"""The codec stage: bytes to Photo and back, bounded by what the service accepts.
+"""The codec stage: bytes to Photo and back.
 
-Plain blocking functions without state, to be run beside the event loop: today in threads of the ingress.
+Plain functions without state. They run in processes of their own (see `codec_process`): importing them costs
+neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from dataclasses import dataclass
 
 from ray_sr import images
 from ray_sr.serving.options import Format, Metadata, ServiceLimits
-from ray_sr.serving.problems import Problem
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Job:
     network_scale: int
     format: Format
     quality: int
+    lossless: bool
+    background: tuple[int, int, int]
     metadata: Metadata
 
 
@@ -36,38 +38,28 @@ class Encoded:
     warnings: tuple[str, ...]
 
 
-def measure(data: bytes, job: Job, limits: ServiceLimits) -> int:
-    """Pixels that the network will make, from the header alone: no pixel is decoded.
-
-    Raises PhotoError where the picture, Problem where the result would be over a limit.
-    """
-    if images.sniff(data) not in limits.formats:
-        accepted = ", ".join(limits.formats)
-        raise Problem("unsupported-media-type", f"the body must be the bytes of a picture: {accepted}")
-    header = images.scan_header(data)
-    images.check_header(header, _accepted(limits))
-    images.check_result_size(job.format, round(header.width * job.scale), round(header.height * job.scale))
-    width, height = header.width * job.network_scale, header.height * job.network_scale
-    if width * height > limits.result_pixels:
-        detail = f"the network would make {width}x{height}, over the limit of {limits.result_pixels} pixels"
-        raise Problem("result-too-large", detail, limit=limits.result_pixels, actual=width * height)
-    return width * height
-
-
-def decode(data: bytes, limits: ServiceLimits) -> images.Photo:
+def decode(data: bytes, accepted: images.Limits) -> images.Photo:
     """Photo of the body. Raises PhotoError."""
-    return images.decode(data, _accepted(limits))
+    return images.decode(data, accepted)
 
 
 def encode(photo: images.Photo, job: Job) -> Encoded:
     """The result in the asked format. Raises PhotoError and ResourceError."""
-    data = images.encode(photo, job.format, quality=job.quality, metadata=job.metadata)
+    data = images.encode(
+        photo,
+        job.format,
+        quality=job.quality,
+        lossless=job.lossless,
+        metadata=job.metadata,
+        background=job.background,
+    )
     lost = images.left_out(photo, job.format)
     warnings = tuple(dict.fromkeys(photo.warnings + lost))
     return Encoded(data, photo.width, photo.height, warnings)
 
 
-def _accepted(limits: ServiceLimits) -> images.Limits:
+def accepted_photos(limits: ServiceLimits) -> images.Limits:
+    """The limits of a service as the decoder takes them."""
     return images.Limits(
         max_bytes=limits.body_bytes,
         max_pixels=limits.input_pixels,

@@ -1,23 +1,45 @@
-"""The generator replica: holds one model on one device and upscales decoded photos, one after the other."""
+"""The generator replica: holds one model on one device and upscales decoded photos.
+
+The photos of requests are upscaled one after the other. A job, which may take minutes, lets them go first after
+each of its tiles. Where the model is a channel, or the newest of its name, the replica looks at the store now
+and then and takes over what that means by now, between two photos.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
+from ray.serve.metrics import Gauge
 
+from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
-from ray_sr.model_store import Store, load_model
-from ray_sr.serving.messages import ModelInfo, Upscaled
+from ray_sr.model_store import BUILT_IN, Model, Store, load_model
+from ray_sr.models.weights import WEIGHT_SUFFIXES
+from ray_sr.serving.messages import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.turns import Turns
 from ray_sr.upscaling import Engine, upscale_photo
+
+logger = logging.getLogger(__name__)
 
 
 class Abandoned(Exception):
     """Raised inside the engine's thread once nobody waits for the result any more."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model on the device."""
+
+    info: ModelInfo
+    engine: Engine
 
 
 def _device(options: ServiceOptions) -> str:
@@ -28,51 +50,138 @@ def _device(options: ServiceOptions) -> str:
 class Generator:
     """What runs in a replica. Knows nothing of HTTP; Serve calls its methods on the replica's event loop."""
 
-    def __init__(self, options: ServiceOptions) -> None:
-        """Loads the model by reference. Raises ModelError where it cannot be loaded."""
+    def __init__(self, options: ServiceOptions, model: str | None = None) -> None:
+        """Loads the model by reference, by default that of the options. Raises ModelError."""
+        self._ended = threading.Event()
         torch.set_num_threads(max(1, int(options.cpus or 1)))
-        store = Store(options.store) if options.store else None
-        model = load_model(options.model, store)
-        self._info = ModelInfo(name=model.name, version=model.version, scale=model.capability.scale)
-        self._engine = Engine(
-            model.module,
-            model.capability,
-            device=_device(options),
-            precision=options.precision,
-            tile=options.tile,
-        )
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._options = options
+        self._ref = model or options.model
+        self._store = Store(options.store) if options.store else Store()
+        self._held = self._load(load_model(self._ref, self._store))
+        self._turns = Turns()
+        self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
+        self._memory = _memory_gauge(self._held.engine.device)
+        if self._follows:
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def __del__(self) -> None:
+        self._ended.set()
 
     async def describe(self) -> ModelInfo:
         """The model that this replica holds."""
-        return self._info
+        return self._held.info
 
-    async def upscale(self, photo: Photo, scale: float) -> Upscaled:
-        """The photo enlarged by `scale`. Cancelling the call stops the work after the tile under way."""
+    async def upscale(self, photo: Photo, scale: float, network_scale: int) -> Upscaled:
+        """The photo enlarged by `scale`. Cancelling the call stops the work after the tile under way.
+
+        Raises ScaleChanged where the network enlarges other than `network_scale` times by now.
+        """
         abandoned = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._device, self._run, photo, scale, abandoned
+                self._threads, self._run, photo, scale, network_scale, _stop_when(abandoned)
             )
         except asyncio.CancelledError:
             abandoned.set()
             raise
+
+    async def upscale_by_tiles(
+        self, photo: Photo, scale: float, network_scale: int
+    ) -> AsyncIterator[float | Upscaled]:
+        """The share that is done after each tile, then the result. Photos of `upscale` go before each tile."""
+        loop = asyncio.get_running_loop()
+        shares: asyncio.Queue[float | None] = asyncio.Queue()
+        abandoned = threading.Event()
+        stop = _stop_when(abandoned)
+
+        def after_tile(share: float) -> None:
+            stop(share)
+            loop.call_soon_threadsafe(shares.put_nowait, share)
+            self._turns.pass_on()
+
+        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, after_tile)
+
+        def after_work(done: asyncio.Future[Upscaled]) -> None:
+            _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
+            shares.put_nowait(None)
+
+        work.add_done_callback(after_work)
+        try:
+            while (share := await shares.get()) is not None:
+                yield share
+            yield await work
+        finally:
+            abandoned.set()
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises: a CUDA fault stays until the process ends."""
         if self._device_fault is not None:
             raise RuntimeError("the device failed") from self._device_fault
 
-    def _run(self, photo: Photo, scale: float, abandoned: threading.Event) -> Upscaled:
-        def stop_when_abandoned(_: float) -> None:
-            if abandoned.is_set():
-                raise Abandoned
+    def _run(self, photo: Photo, scale: float, network_scale: int, progress: Callable[[float], None]) -> Upscaled:
+        with self._turns.turn():
+            held = self._held
+            if held.engine.scale != network_scale:
+                raise ScaleChanged
+            progress(0.0)
+            begin = time.perf_counter()
+            try:
+                result = upscale_photo(photo, held.engine, scale=scale, progress=progress)
+            except torch.AcceleratorError as error:
+                self._device_fault = error
+                raise
+            self._memory()
+            return Upscaled(result, held.info, time.perf_counter() - begin)
 
-        begin = time.perf_counter()
-        try:
-            result = upscale_photo(photo, self._engine, scale=scale, progress=stop_when_abandoned)
-        except torch.AcceleratorError as error:
-            self._device_fault = error
-            raise
-        return Upscaled(result, self._info, time.perf_counter() - begin)
+    # ---------------------------------------------------------------------------- following the store
+
+    def _load(self, model: Model) -> _Held:
+        info = ModelInfo(name=model.name, version=model.version, scale=model.capability.scale)
+        options = self._options
+        engine = Engine(
+            model.module,
+            model.capability,
+            device=_device(options),
+            precision=options.precision,
+            tile=options.tile,
+        )
+        return _Held(info, engine)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the reference can mean another model later: it is neither a file, built in, nor a version."""
+        is_file = "/" in self._ref or ":" in self._ref or self._ref.endswith(WEIGHT_SUFFIXES)
+        return not is_file and "@" not in self._ref and self._ref != BUILT_IN
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self._options.follow_s):
+            try:
+                self._take_over()
+            except RaySRError as error:
+                logger.warning("%s stays in service: %s", self._held.info.tag, error)
+
+    def _take_over(self) -> None:
+        """Loads what the reference means now, beside the present model, and then lets it take its place."""
+        if self._store.show(self._ref).ref == self._held.info.tag:
+            return
+        loaded = self._load(self._store.load(self._ref))
+        with self._turns.turn():
+            former, self._held = self._held, loaded
+        logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
+
+
+def _stop_when(abandoned: threading.Event) -> Callable[[float], None]:
+    def stop(_: float) -> None:
+        if abandoned.is_set():
+            raise Abandoned
+
+    return stop
+
+
+def _memory_gauge(device: torch.device) -> Callable[[], None]:
+    """Notes the memory that a replica holds on its GPU each time it is called; nothing on a CPU."""
+    if device.type != "cuda":
+        return lambda: None
+    gauge = Gauge("sr_gpu_memory_bytes", "Memory that the replica holds on its GPU")
+    return lambda: gauge.set(torch.cuda.memory_reserved(device))

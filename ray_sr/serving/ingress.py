@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr import __version__
-from ray_sr.serving import problems
-from ray_sr.serving.generators import Generators
-from ray_sr.serving.messages import ModelInfo
+from ray_sr.serving import job_routes, page, problems
+from ray_sr.serving.answers import picture_document, picture_headers
+from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
+from ray_sr.serving.generators import Catalogue, Generators
+from ray_sr.serving.messages import Models, Status, UpscaledPicture
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.service import Answer, Service
-
-SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
-
-
-class Status(BaseModel):
-    """Answer of the health addresses."""
-
-    status: str
-
-
-class Models(BaseModel):
-    """Answer of /v1/models."""
-
-    models: list[ModelInfo]
+from ray_sr.serving.service import Service
+from ray_sr.serving.telemetry import Observed
 
 
 class ProblemKind(BaseModel):
@@ -40,10 +30,16 @@ class ProblemKind(BaseModel):
 
 
 class Ingress:
-    """The deployment that Serve makes of the HTTP face."""
+    """The deployment that Serve makes of the HTTP face: a handle for each model of the options, in their order."""
 
-    def __init__(self, generators: DeploymentHandle[Any], options: ServiceOptions) -> None:
-        self._service = Service(Generators(generators), options.limits)
+    def __init__(self, options: ServiceOptions, *generators: DeploymentHandle[Any]) -> None:
+        handles = zip(options.model_ids, generators, strict=True)
+        catalogue = Catalogue({name: Generators(handle) for name, handle in handles})
+        self._service = Service(catalogue, options)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_service"):
+            self._service.close()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self._service)
@@ -54,39 +50,45 @@ def make_api(service: Service) -> FastAPI:
     api = FastAPI(title="ray-sr", version=__version__, docs_url=None, redoc_url=None)
     api.state.service = service
     api.include_router(router)
+    api.include_router(job_routes.router)
+    api.include_router(page.router)
     problems.install(api, UpscaleQuery.model_fields)
+    api.add_middleware(Observed, metrics=service.metrics, log=service.log)
     return api
 
 
-async def _service_of(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-ServiceState = Annotated[Service, Depends(_service_of)]
 router = APIRouter()
 
-_PICTURE = {"schema": {"type": "string", "format": "binary"}}
-_IN = {"requestBody": {"required": True, "content": {"application/octet-stream": _PICTURE}}}
 _OUT: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the upscaled picture", "content": {f"image/{name}": _PICTURE for name in SUFFIXES}},
-    "4XX": {"description": "problem details (RFC 9457)", "content": {problems.MEDIA_TYPE: {}}},
-    "5XX": {"description": "problem details (RFC 9457)", "content": {problems.MEDIA_TYPE: {}}},
+    200: {
+        "description": "the upscaled picture",
+        "content": {
+            **{f"image/{name}": PICTURE for name in ("png", "jpeg", "webp", "tiff")},
+            "application/json": {"schema": UpscaledPicture.model_json_schema()},
+        },
+    },
+    **PROBLEMS,
 }
 
 
-@router.post("/v1/upscale", response_class=Response, responses=_OUT, openapi_extra=_IN)
-async def upscale(request: Request, query: Annotated[UpscaleQuery, Query()], service: ServiceState) -> Response:
-    """The picture in the body, upscaled."""
-    _refuse_repeated_options(request)
-    _refuse_encoded_body(request)
-    return _picture(await service.upscale(request, query))
+@router.post("/v1/upscale", response_class=Response, responses=_OUT, openapi_extra=IN)
+async def upscale(
+    request: Request, query: Annotated[UpscaleQuery, Query()], service: ServiceState, client: ClientState
+) -> Response:
+    """The picture in the body, upscaled. With `Prefer: respond-async` it becomes a job."""
+    if "respond-async" in request.headers.get("prefer", ""):
+        return await job_routes.begin(request, query, service, client)
+    check_request(request)
+    answer, wish = await service.upscale(request, query, client)
+    if wish.as_json:
+        return JSONResponse(picture_document(answer).model_dump(mode="json"))
+    return Response(answer.encoded.data, headers=picture_headers(answer))
 
 
 @router.get("/v1/models")
 async def models(service: ServiceState) -> Models:
     """The models that can be asked for."""
-    return Models(models=[await service.generators.model()])
+    return Models(models=await service.catalogue.models())
 
 
 @router.get("/v1/limits")
@@ -96,15 +98,17 @@ async def limits(service: ServiceState) -> ServiceLimits:
 
 
 @router.get("/healthz")
+@router.get("/v2/health/live", include_in_schema=False)
 async def healthz() -> Status:
     """The process is alive."""
     return Status(status="ok")
 
 
 @router.get("/readyz")
+@router.get("/v2/health/ready", include_in_schema=False)
 async def readyz(service: ServiceState) -> Status:
-    """A model is loaded; 503 before."""
-    await service.generators.model()
+    """All models are loaded; 503 before."""
+    await service.catalogue.models()
     return Status(status="ready")
 
 
@@ -115,32 +119,3 @@ async def problem_kind(kind: str) -> ProblemKind:
         raise Problem("not-found", "there is no such kind of problem")
     status, title = problems.KINDS[kind]
     return ProblemKind(type=f"/problems/{kind}", title=title, status=status)
-
-
-def _refuse_repeated_options(request: Request) -> None:
-    names = [name for name, _ in request.query_params.multi_items()]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        errors = [{"parameter": name, "detail": "given more than once"} for name in repeated]
-        detail = f"{', '.join(repeated)}: given more than once"
-        raise Problem("invalid-parameter", detail, errors=errors)
-
-
-def _refuse_encoded_body(request: Request) -> None:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise Problem("unsupported-media-type", "Content-Encoding is not accepted; send the picture as it is")
-
-
-def _picture(answer: Answer) -> Response:
-    job, encoded = answer.job, answer.encoded
-    headers = {
-        "Content-Disposition": f'inline; filename="upscaled_x{job.scale:g}.{SUFFIXES[job.format]}"',
-        "Content-Security-Policy": "default-src 'none'; sandbox",
-        "Server-Timing": ", ".join(f"{name};dur={1000 * s:.1f}" for name, s in answer.seconds.items()),
-        "RaySR-Model": answer.model.tag,
-        "RaySR-Scale": f"{job.scale:g}",
-    }
-    if encoded.warnings:
-        headers["RaySR-Warnings"] = ", ".join(encoded.warnings)
-    return Response(encoded.data, media_type=f"image/{job.format}", headers=headers)

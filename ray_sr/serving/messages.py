@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ray_sr.images import Photo
+
+JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
 
 class ModelInfo(BaseModel):
@@ -31,3 +35,66 @@ class Upscaled:
     photo: Photo
     model: ModelInfo
     seconds: float
+
+
+class ScaleChanged(Exception):
+    """The replica's network enlarges other than the caller was told: ask it again what it holds."""
+
+
+class ServedModel(ModelInfo):
+    """One entry of /v1/models."""
+
+    id: str = Field(description="what the option `model` takes: a channel, a name or name@version")
+
+
+class Models(BaseModel):
+    """Answer of /v1/models."""
+
+    models: list[ServedModel] = Field(description="the first is the one that is used where none is named")
+
+
+class Status(BaseModel):
+    """Answer of the health addresses."""
+
+    status: str
+
+
+class ProblemDocument(BaseModel):
+    """Every answer other than success (RFC 9457, application/problem+json)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="address under which the kind of problem is explained")
+    title: str
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong with this request, one line")
+    instance: str = Field("", description="the request id, as in X-Request-Id")
+    errors: list[dict[str, Any]] | None = Field(None, description="one {parameter, detail} for each wrong option")
+    limit: int | None = Field(None, description="the limit that was passed, in bytes or pixels")
+    actual: int | None = Field(None, description="what the request had instead")
+    retry_after: int | None = Field(None, description="seconds after which to try again, as in Retry-After")
+
+
+class UpscaledPicture(BaseModel):
+    """Answer of /v1/upscale to `Accept: application/json`."""
+
+    image: str = Field(description="the bytes of the picture in base64")
+    format: str
+    width: int
+    height: int
+    scale: float
+    model: str = Field(description="name@version")
+    timings: dict[str, float] = Field(description="seconds of each stage")
+    warnings: list[str]
+
+
+class JobStatus(BaseModel):
+    """A job as POST /v1/jobs and GET /v1/jobs/{id} show it, and as the data of each event."""
+
+    id: str
+    status: JobState
+    progress: float = Field(ge=0, le=1, description="share of the tiles that are done")
+    created_at: datetime
+    expires_at: datetime = Field(description="from when on neither the job nor its result is known any more")
+    result_url: str | None = Field(None, description="where the picture is, once succeeded")
+    error: ProblemDocument | None = Field(None, description="why it failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,12 +21,40 @@ class Section(BaseModel):
 class UpscaleQuery(Section):
     """What a client can ask of one picture."""
 
+    model: str | None = Field(
+        None, max_length=200, description="one of /v1/models: its id, name or name@version; default: the first"
+    )
     scale: float | None = Field(
         None, ge=1, le=8, description="enlargement, at most that of the model; default: that of the model"
     )
-    format: Format = Field("png", description="picture format of the answer")
+    format: Literal["png", "jpeg", "webp", "tiff", "same"] | None = Field(
+        None, description="picture format of the answer, or that of the picture; default: by Accept, else png"
+    )
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg and webp")
+    lossless: bool = Field(False, description="webp without loss")
+    background: str = Field(
+        "ffffff", pattern="^[0-9a-fA-F]{6}$", description="RRGGBB under transparent pixels, for jpeg"
+    )
     metadata: Metadata = Field("keep", description="EXIF and XMP: all, only artist and copyright, or none")
+
+
+class JobLimits(Section):
+    """What jobs may take. Their pictures and results lie on disk, in files that vanish with the process."""
+
+    input_pixels: int = Field(1 << 24, ge=1, description="largest picture, width x height")
+    result_pixels: int = Field(1 << 28, ge=1, description="largest picture that the network makes")
+    deadline_s: float = Field(3600, gt=0, description="seconds for the work, counted from its begin")
+    kept_s: float = Field(3600, gt=0, description="seconds for which a result is kept")
+    running: int = Field(1, ge=1, description="jobs worked on at the same time, per ingress")
+    waiting: int = Field(16, ge=1, description="jobs queued or running, per ingress")
+    kept: int = Field(256, ge=1, description="jobs known, finished ones included, per ingress")
+    bytes: int = Field(4 << 30, ge=1, description="pictures and results of jobs on disk, per ingress")
+
+    @model_validator(mode="after")
+    def _waiting_are_kept(self) -> JobLimits:
+        if self.kept < self.waiting:
+            raise ValueError(f"kept {self.kept} is below waiting {self.waiting}")
+        return self
 
 
 class ServiceLimits(Section):
@@ -39,10 +68,13 @@ class ServiceLimits(Section):
     result_pixels: int = Field(1 << 26, ge=1, description="largest picture that the network makes, width x height")
     side: int = Field(16384, ge=1, description="longest side of a picture")
     jpeg_scans: int = Field(64, ge=1, description="most scans of a JPEG")
+    decode_cpu_s: float = Field(10, gt=0, description="processor seconds to decode 4 megapixels")
     body_deadline_s: float = Field(30, gt=0, description="seconds in which the body must arrive")
     request_deadline_s: float = Field(60, gt=0, description="seconds for the work after the body has arrived")
     in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, per ingress")
+    queue_s: float = Field(30, gt=0, description="seconds of work, at the pace of late, that may be under way")
     in_flight_pixels: int = Field(1 << 28, ge=1, description="results under way at the same time, per ingress")
+    jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> ServiceLimits:
@@ -51,12 +83,21 @@ class ServiceLimits(Section):
                 raise ValueError(f"{total} must be at least {single}, or the largest request never fits")
         return self
 
+    def of_jobs(self) -> ServiceLimits:
+        """The same limits with the larger pictures that jobs may have."""
+        larger = {"input_pixels": self.jobs.input_pixels, "result_pixels": self.jobs.result_pixels}
+        return self.model_copy(update=larger)
+
 
 class ServiceOptions(Section):
     """Arguments of the application: `args` of a Serve config, `key=value` of `serve run`."""
 
     model: str = Field("bicubic", description="name or channel in the store, folder, weights file, or bicubic")
+    further_models: tuple[str, ...] = Field((), description="models served beside it, each by its own replicas")
     store: str | None = Field(None, description="root of the model store; default: that of the user")
+    follow_s: float = Field(
+        5, gt=0, description="seconds between looks at the store: a newly promoted model is then taken over"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     precision: Precision = Field("auto", description="of the device; 16-bit pictures always run in float32")
     tile: int | None = Field(None, ge=16, description="tile side in input pixels; default: what fits")
@@ -66,13 +107,32 @@ class ServiceOptions(Section):
     gpus: float | None = Field(
         None, ge=0, description="GPUs of a replica, fractions allowed; default: one where there is one"
     )
-    min_replicas: int = Field(1, ge=1, description="generator replicas at rest")
-    max_replicas: int = Field(1, ge=1, description="generator replicas under load")
+    min_replicas: int = Field(1, ge=1, description="generator replicas at rest, of each model")
+    max_replicas: int = Field(1, ge=1, description="generator replicas under load, of each model")
     requests_per_replica: int = Field(4, ge=1, description="requests sent to a generator replica at once")
+    upscale_delay_s: float = Field(5, ge=0, description="seconds of load before another replica is started")
+    downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is ended")
+    codec_processes: int | None = Field(
+        None, ge=1, description="that decode and encode; default: one a core, up to 8"
+    )
+    keys: str | None = Field(None, description="file of API keys, see `ray-sr keys`; default: nobody needs one")
+    access_log: str | None = Field(None, description="file that gets a JSON line for each request")
     limits: ServiceLimits = ServiceLimits()
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> ServiceOptions:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if len(set(self.model_ids)) < len(self.models):
+            raise ValueError(f"models must have names of their own, not {', '.join(self.model_ids)}")
         return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All models, the default first."""
+        return (self.model, *self.further_models)
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """What clients call the models: as they are given, files and folders without their path."""
+        return tuple(PurePath(model).stem if "/" in model else model for model in self.models)

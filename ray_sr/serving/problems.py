@@ -21,9 +21,13 @@ logger = logging.getLogger(__name__)
 
 KINDS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request is malformed"),
+    "unauthorized": (401, "A valid API key is needed"),
     "not-found": (404, "There is nothing at this address"),
     "method-not-allowed": (405, "This address does not take this method"),
+    "not-acceptable": (406, "The answer cannot be given in an accepted format"),
     "request-timeout": (408, "The body did not arrive in time"),
+    "job-not-ready": (409, "The job has no result yet"),
+    "gone": (410, "The job's result is not there any more"),
     "payload-too-large": (413, "The body is too large"),
     "unsupported-media-type": (415, "The body is not of an accepted picture format"),
     "invalid-parameter": (422, "An option is unknown or out of range"),
@@ -33,6 +37,8 @@ KINDS: dict[str, tuple[int, str]] = {
     "unsupported-image": (422, "The picture is of a kind that is not supported"),
     "result-too-large": (422, "The result would have too many pixels"),
     "format-limit": (422, "The result does not fit the asked format"),
+    "idempotency-conflict": (422, "The idempotency key was used for another request"),
+    "rate-limited": (429, "This client's quota is used up"),
     "internal": (500, "The service failed"),
     "overloaded": (503, "The service is full"),
     "starting": (503, "The service is not ready yet"),
@@ -45,19 +51,30 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):
     """An answer other than success. `kind` is a key of KINDS; `facts` are further members of the body."""
 
-    def __init__(self, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
+        **facts: Any,
+    ) -> None:
         super().__init__(detail)
         self.kind = kind
         self.status, self.title = KINDS[kind]
         self.detail = detail
         self.headers = dict(headers or {})
         self.facts = facts
-        if self.status == 503:
-            self.headers["Retry-After"] = str(RETRY_AFTER_S)
-            self.facts["retry_after"] = RETRY_AFTER_S
+        if self.status == 503 and retry_after is None:
+            retry_after = RETRY_AFTER_S
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
+            self.facts["retry_after"] = retry_after
 
-    def response(self, request_id: str) -> JSONResponse:
-        body = {
+    def document(self, request_id: str) -> dict[str, Any]:
+        """The body of the answer: the fields of ProblemDocument."""
+        return {
             "type": f"/problems/{self.kind}",
             "title": self.title,
             "status": self.status,
@@ -65,7 +82,11 @@ class Problem(Exception):
             "instance": quote(request_id[:128], safe=""),
             **self.facts,
         }
-        return JSONResponse(body, self.status, self.headers, media_type=MEDIA_TYPE)
+
+    def response(self, scope: Scope) -> JSONResponse:
+        """The answer. What kind it is goes into the scope, for log and metrics."""
+        scope["ray_sr.kind"] = self.kind
+        return JSONResponse(self.document(request_id_of(scope)), self.status, self.headers, media_type=MEDIA_TYPE)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -111,7 +132,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class SafeAnswers:
-    """ASGI middleware: puts the safety headers on every answer and turns every error into a problem."""
+    """ASGI middleware: safety headers where an answer has none of its own; every error becomes a problem."""
 
     _HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 
@@ -128,7 +149,9 @@ class SafeAnswers:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), *self._HEADERS]
+                own = message.get("headers", ())
+                names = {name.lower() for name, _ in own}
+                message["headers"] = [*own, *(header for header in self._HEADERS if header[0] not in names)]
             await send(message)
 
         try:
@@ -136,7 +159,7 @@ class SafeAnswers:
         except Exception as error:
             if started:
                 raise
-            answer = problem_of(error).response(request_id_of(scope))
+            answer = problem_of(error).response(scope)
             await answer(scope, receive, send_safely)
 
 
@@ -150,7 +173,7 @@ def install(app: FastAPI, known_options: Iterable[str]) -> None:
         else:
             assert isinstance(error, HTTPException)
             problem = _problem_of_http(error)
-        return problem.response(request_id_of(request.scope))
+        return problem.response(request.scope)
 
     app.add_exception_handler(HTTPException, answer)
     app.add_exception_handler(RequestValidationError, answer)

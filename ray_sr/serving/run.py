@@ -13,8 +13,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from pydantic import ValidationError
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
@@ -22,10 +24,20 @@ from ray.serve.schema import LoggingConfig
 from ray_sr.cluster import connect, disconnect
 from ray_sr.errors import ClusterError, RecipeError
 from ray_sr.model_store import Store, load_model
+from ray_sr.serving import proxy
 from ray_sr.serving.app import build
+from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
 
 APPLICATION = "ray-sr"
+
+
+def checked_options(**fields: Any) -> ServiceOptions:
+    """The options. Raises RecipeError, one line, where they make no sense."""
+    try:
+        return ServiceOptions.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
 
 
 def serve_forever(
@@ -39,7 +51,7 @@ def serve_forever(
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        print(f"serving {options.model} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        print(f"serving {', '.join(options.models)} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         stop.wait()
         print("finishing the requests under way", file=sys.stderr, flush=True)
 
@@ -51,12 +63,15 @@ def running_service(
     """URL of a service that answers while the block runs; port 0 takes a free one.
 
     Uses the Ray this process is connected to, else connects for the time of the block. Raises RecipeError for
-    a public host without `insecure`, ModelError and InputError for a model that cannot be loaded, ClusterError
-    where the service cannot start.
+    a public host without keys and without `insecure`, ModelError and InputError for a model that cannot be
+    loaded or keys that cannot be read, ClusterError where the service cannot start.
     """
-    refuse_public_host(host, insecure)
+    refuse_public_host(host, insecure or options.keys is not None)
     options = _with_absolute_paths(options)
-    load_model(options.model, options.store)
+    if options.keys:
+        read_keys(options.keys)
+    for model in options.models:
+        load_model(model, options.store)
     port = _claim_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _connected() as own_ray:
@@ -71,16 +86,18 @@ def running_service(
             _stop(own_ray)
 
 
-def refuse_public_host(host: str, insecure: bool) -> None:
-    """Raises RecipeError where the host can be reached from elsewhere and nobody said that this is wanted."""
-    if insecure or host == "localhost":
+def refuse_public_host(host: str, guarded: bool) -> None:
+    """Raises RecipeError for a host that others can reach, unless keys or the user's word guard it."""
+    if guarded or host == "localhost":
         return
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
     if not loopback:
-        raise RecipeError(f"--host {host} lets in everybody who can reach it: use 127.0.0.1 or add --insecure")
+        raise RecipeError(
+            f"--host {host} lets in everybody who can reach it: add --keys FILE (`ray-sr keys add`) or --insecure"
+        )
 
 
 def _start(options: ServiceOptions, host: str, port: int) -> None:
@@ -90,6 +107,7 @@ def _start(options: ServiceOptions, host: str, port: int) -> None:
             proxy_location="HeadOnly",
             http_options=HTTPOptions(host=host, port=port, keep_alive_timeout_s=60),
             logging_config=quiet,
+            controller_options={"runtime_env": {"env_vars": proxy.ENVIRONMENT}},
         )
         serve.run(build(options), name=APPLICATION, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
@@ -127,13 +145,20 @@ def _connected() -> Iterator[bool]:
 
 def _with_absolute_paths(options: ServiceOptions) -> ServiceOptions:
     """The store and the model as a process in another folder and with another environment finds them."""
-    path = Path(options.model)
-    is_path = path.is_file() or (path / "model.json").is_file()
-    model = str(path.absolute()) if is_path else options.model
+    model, *further = map(_absolute_model, options.models)
     store = Store(options.store).root
     if "://" not in store:
         store = str(Path(store).expanduser().absolute())
-    return options.model_copy(update={"model": model, "store": store})
+    files = {
+        name: str(Path(path).absolute()) for name in ("keys", "access_log") if (path := getattr(options, name))
+    }
+    return options.model_copy(update={"model": model, "further_models": tuple(further), "store": store, **files})
+
+
+def _absolute_model(model: str) -> str:
+    path = Path(model)
+    is_path = path.is_file() or (path / "model.json").is_file()
+    return str(path.absolute()) if is_path else model
 
 
 def _claim_port(host: str, port: int) -> int:

@@ -7,100 +7,211 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
+from ray_sr import images
+from ray_sr.image_headers import Header
 from ray_sr.serving import codec
-from ray_sr.serving.budget import Budget, Lease
-from ray_sr.serving.generators import Generators
-from ray_sr.serving.messages import ModelInfo
-from ray_sr.serving.options import ServiceLimits, UpscaleQuery
+from ray_sr.serving.answers import Answer
+from ray_sr.serving.bodies import Wish, picture_in, read_body, wish_of
+from ray_sr.serving.budget import Budget, Lease, Pace
+from ray_sr.serving.codec_pool import CodecPool
+from ray_sr.serving.generators import Catalogue, Generators
+from ray_sr.serving.jobs import Job, Jobs, Progress
+from ray_sr.serving.keys import Client, KeyRing
+from ray_sr.serving.messages import ModelInfo, ScaleChanged, Upscaled
+from ray_sr.serving.options import Format, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.telemetry import Metrics, open_access_log
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What the response to one picture is made of; `seconds` of each stage in the order in which they ran."""
-
-    encoded: codec.Encoded
-    job: codec.Job
-    model: ModelInfo
-    seconds: dict[str, float]
+_CODECS = 8
+_TAKE_OVERS = 5  # of other scales that one request bears
 
 
 class Service:
-    """State of one ingress replica: its limits, what is under way, its codec threads, its generators."""
+    """State of one ingress replica: its limits, what is under way, its codec processes, its generators."""
 
-    def __init__(self, generators: Generators, limits: ServiceLimits) -> None:
-        self.generators = generators
-        self.limits = limits
-        self._bytes = Budget(limits.in_flight_bytes, "bytes")
-        self._pixels = Budget(limits.in_flight_pixels, "pixels")
-        self._codec = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
+    def __init__(self, catalogue: Catalogue, options: ServiceOptions) -> None:
+        """Raises InputError and RecipeError for a file of keys that cannot be used."""
+        self.catalogue = catalogue
+        self.limits = options.limits
+        self.keys = KeyRing(options.keys)
+        self.metrics = Metrics()
+        self.log = open_access_log(options.access_log)
+        self.jobs = Jobs(self.limits.jobs, self._work_on_job, self._count_job)
+        self._bytes = Budget(self.limits.in_flight_bytes, "bytes")
+        self.pixels = Budget(self.limits.in_flight_pixels, "pixels")
+        self.pace = Pace()
+        processes = options.codec_processes or min(_CODECS, len(os.sched_getaffinity(0)))
+        self._codec = CodecPool(processes)
+        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="headers")
 
-    async def upscale(self, request: Request, query: UpscaleQuery) -> Answer:
-        """The answer to one picture. Raises Problem and PhotoError."""
+    def close(self) -> None:
+        """Ends the codec processes."""
+        self._codec.close()
+
+    async def upscale(self, request: Request, query: UpscaleQuery, client: Client) -> tuple[Answer, Wish]:
+        """The answer to one picture, and the form that it was asked in. Raises Problem and PhotoError."""
+        accept = request.headers.get("accept", "")
+        wish = wish_of(accept, query)
         deadline_s = self.limits.request_deadline_s
         with self._bytes.lease() as lease:
-            data = await read_body(request, self.limits, lease)
+            body = await read_body(request, self.limits, lease)
             try:
                 async with asyncio.timeout(deadline_s):
-                    return await self._work(data, query)
+                    data, query = await self._picture(request, body, query)
+                    query = _with_format(query, wish, data)
+                    with self.pixels.lease() as pixels:
+                        admission = _Admission(self, client, pixels)
+                        return await self._work(data, query, self.limits, admission), wish
             except TimeoutError:
                 raise Problem("timeout", f"no result within {deadline_s:g} s; send a smaller picture") from None
 
-    async def _work(self, data: bytes, query: UpscaleQuery) -> Answer:
-        job = settle(query, await self.generators.model())
+    async def begin_job(self, request: Request, query: UpscaleQuery, client: Client) -> Job:
+        """A job for the picture of the request, or the one that it has begun. Raises Problem and PhotoError."""
+        wish = wish_of("*/*", query)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 0 < len(key) <= 255:
+            raise Problem("bad-request", "Idempotency-Key must have 1 to 255 characters")
+        with self._bytes.lease() as lease:
+            body = await read_body(request, self.limits, lease)
+            data, query = await self._picture(request, body, query)
+            query = _with_format(query, wish, data)
+            known = self.jobs.repeated(client.name, key, data, query)
+            if known is not None:
+                return known
+            limits = self.limits.of_jobs()
+            header = await self._in_thread(measure, data, limits)
+            generators = await self.catalogue.pick(query.model)
+            job = settle(query, await generators.model())
+            pixels = check_result(header, job, limits)
+            # Asked again, since the same request may have come a second time meanwhile.
+            known = self.jobs.repeated(client.name, key, data, query)
+            if known is not None:
+                return known
+            client.charge(pixels)
+            return self.jobs.begin(client.name, key, data, query)
+
+    async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
+        return await self._work(data, query, self.limits.of_jobs(), _Admission(self), progress)
+
+    def _count_job(self, state: str) -> None:
+        self.metrics.jobs.inc(1, {"state": state})
+
+    async def _picture(self, request: Request, body: bytes, query: UpscaleQuery) -> tuple[bytes, UpscaleQuery]:
+        content_type = request.headers.get("content-type", "")
+        if content_type.lower().startswith(("multipart/", "application/json")):
+            return await self._in_thread(picture_in, body, content_type, query)
+        return body, query
+
+    async def _work(
+        self,
+        data: bytes,
+        query: UpscaleQuery,
+        limits: ServiceLimits,
+        admission: _Admission,
+        progress: Progress | None = None,
+    ) -> Answer:
         seconds: dict[str, float] = {}
-        with self._pixels.lease() as lease:
-            with _timed(seconds, "decode"):
-                lease.add(await self._in_thread(codec.measure, data, job, self.limits))
-                photo = await self._in_thread(codec.decode, data, self.limits)
+        with _timed(seconds, "decode"):
+            header = await self._in_thread(measure, data, limits)
+            generators = await self.catalogue.pick(query.model)
+            job = settle(query, await generators.model())
+            pixels = check_result(header, job, limits)
+            admission.admit(pixels)
+            self.metrics.in_flight.set(self.pixels.taken)
+            photo = await self._codec.decode(data, header, limits)
+        with self.pace.work(pixels) if progress is None else nullcontext():
             with _timed(seconds, "queue"):
-                result = await self.generators.upscale(photo, job.scale)
+                job, result = await _upscaled(generators, photo, query, job, progress)
             seconds["queue"] -= result.seconds
             seconds["infer"] = result.seconds
             with _timed(seconds, "encode"):
-                encoded = await self._in_thread(codec.encode, result.photo, job)
+                encoded = await self._codec.encode(result.photo, job)
+        self.metrics.picture(header.width * header.height, encoded.width * encoded.height, seconds)
         return Answer(encoded, job, result.model, seconds)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._codec, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
 
-async def read_body(request: Request, limits: ServiceLimits, lease: Lease) -> bytes:
-    """The whole body. Raises Problem as soon as it is too large: before reading where that is announced."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal():
-        _check_length(int(announced), limits)
-    body = bytearray()
+class _Admission:
+    """What a request has to pay for its pixels: a share of what is under way, and the client's quota.
+
+    Jobs, which have no lease, have paid when they were sent.
+    """
+
+    def __init__(self, service: Service, client: Client | None = None, lease: Lease | None = None) -> None:
+        self._service = service
+        self._client = client
+        self._lease = lease
+
+    def admit(self, pixels: int) -> None:
+        """Raises Problem: overloaded or rate-limited."""
+        if self._lease is not None:
+            self._refuse_long_waits(pixels)
+            self._lease.add(pixels)
+        if self._client is not None:
+            self._client.charge(pixels)
+
+    def _refuse_long_waits(self, pixels: int) -> None:
+        """What could not be done in time is better refused at once. One picture alone is always tried."""
+        service = self._service
+        taken, rate = service.pixels.taken, service.pace.rate
+        if rate is None or not taken:
+            return
+        wait_s = (taken + pixels) / rate
+        if wait_s > service.limits.queue_s:
+            after = max(1, round(wait_s - service.limits.queue_s))
+            raise Problem(
+                "overloaded", "more is waiting than can be done in time; try again later", retry_after=after
+            )
+
+
+async def _upscaled(
+    generators: Generators, photo: images.Photo, query: UpscaleQuery, job: codec.Job, progress: Progress | None
+) -> tuple[codec.Job, Upscaled]:
+    """The photo from a replica. Where another model has taken over meanwhile, the query is settled by that one."""
+    for _ in range(_TAKE_OVERS):
+        try:
+            return job, await generators.upscale(photo, job, progress)
+        except ScaleChanged:
+            generators.forget()
+            job = settle(query, await generators.model())
+    raise Problem("starting", "the model is being exchanged; try again soon")
+
+
+def measure(data: bytes, limits: ServiceLimits) -> Header:
+    """The picture's header; no pixel is decoded. Raises Problem and PhotoError."""
+    if images.sniff(data) not in limits.formats:
+        accepted = ", ".join(limits.formats)
+        raise Problem("unsupported-media-type", f"the body must be the bytes of a picture: {accepted}")
+    header = images.scan_header(data)
     try:
-        async with asyncio.timeout(limits.body_deadline_s):
-            async for chunk in request.stream():
-                lease.add(len(chunk))
-                body += chunk
-                _check_length(len(body), limits)
-    except TimeoutError:
-        late = f"the body did not arrive within {limits.body_deadline_s:g} s"
-        raise Problem("request-timeout", late, headers={"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise Problem("bad-request", "the body ended before its announced length") from None
-    if not body:
-        raise Problem("bad-request", "the body is empty; it must be the bytes of a picture")
-    return bytes(body)
+        images.check_header(header, codec.accepted_photos(limits))
+    except images.PhotoError as error:
+        pixels = header.width * header.height
+        if error.reason != "image-too-large" or pixels <= limits.input_pixels:
+            raise
+        raise Problem(error.reason, str(error), limit=limits.input_pixels, actual=pixels) from None
+    return header
 
 
-def _check_length(length: int, limits: ServiceLimits) -> None:
-    if length > limits.body_bytes:
-        detail = f"the body is over the limit of {limits.body_bytes} bytes"
-        raise Problem("payload-too-large", detail, limit=limits.body_bytes, actual=length)
+def check_result(header: Header, job: codec.Job, limits: ServiceLimits) -> int:
+    """Pixels that the network will make. Raises PhotoError and Problem where the result is over a limit."""
+    images.check_result_size(job.format, round(header.width * job.scale), round(header.height * job.scale))
+    width, height = header.width * job.network_scale, header.height * job.network_scale
+    if width * height > limits.result_pixels:
+        detail = f"the network would make {width}x{height}, over the limit of {limits.result_pixels} pixels"
+        raise Problem("result-too-large", detail, limit=limits.result_pixels, actual=width * height)
+    return width * height
 
 
 def settle(query: UpscaleQuery, model: ModelInfo) -> codec.Job:
@@ -110,7 +221,24 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.Job:
         detail = f"the model {model.tag} enlarges up to {model.scale} times"
         errors = [{"parameter": "scale", "detail": detail}]
         raise Problem("invalid-parameter", f"scale: {detail}", errors=errors)
-    return codec.Job(scale, model.scale, query.format, query.quality, query.metadata)
+    assert query.format is not None
+    assert query.format != "same"
+    red, green, blue = bytes.fromhex(query.background)
+    return codec.Job(
+        scale, model.scale, query.format, query.quality, query.lossless, (red, green, blue), query.metadata
+    )
+
+
+def _with_format(query: UpscaleQuery, wish: Wish, data: bytes) -> UpscaleQuery:
+    """The query with the format settled: the option, else what Accept asks for, else png."""
+    format: str | None = query.format or wish.format or "png"
+    if format == "same":
+        kind = images.sniff(data)
+        format = kind if kind in _WRITTEN else "png"  # what is none of them is refused when it is measured
+    return query.model_copy(update={"format": format})
+
+
+_WRITTEN: tuple[Format, ...] = ("png", "jpeg", "webp", "tiff")
 
 
 @contextmanager

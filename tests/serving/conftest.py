@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 
 from ray_sr.images import Photo, encode
-from ray_sr.model_store import Store
+from ray_sr.model_store import Store, load_model
 from ray_sr.models import build_generator
 from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
-from ray_sr.serving.options import ServiceLimits, ServiceOptions
+from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.run import running_service
+from ray_sr.upscaling import Engine
 
 # A picture of 1024x1024 keeps this network busy for far longer than the deadline, one of 32x24 for a blink.
 LIMITS = ServiceLimits(
@@ -25,6 +28,7 @@ LIMITS = ServiceLimits(
     body_deadline_s=1,
     request_deadline_s=6,
     in_flight_pixels=(1 << 24) + (1 << 20),
+    jobs=JobLimits(input_pixels=3 << 19, result_pixels=3 << 23),
 )
 
 
@@ -70,6 +74,25 @@ def flat_png(height: int, width: int) -> bytes:
 
 
 BIG = (1024, 1024)
+
+
+def png_of(width: int, height: int, pixels: bytes, colour: int = 2) -> bytes:
+    """A PNG whose chunks are right, around pixels that may be anything."""
+    size = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    chunks = (chunk(b"IHDR", size), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.fixture(scope="package")
+def engine(service: Running) -> Engine:
+    """The engine of the replica, rebuilt in this process."""
+    torch.set_num_threads(1)
+    model = load_model(service.options.model, service.store)
+    return Engine(model.module, model.capability, device="cpu", precision="float32", tile=96)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_options_reach_the_service(service: Running, small_png: bytes) -> None:
     assert len(low.data) < len(high.data)
 
 
+def test_jobs(service: Running, small_png: bytes) -> None:
+    job = client.begin_job(service.url, small_png, scale=2, idempotency_key="client")
+    assert client.begin_job(service.url, small_png, scale=2, idempotency_key="client").id == job.id
+    deadline = time.monotonic() + 60
+    while not job.ended:
+        assert time.monotonic() < deadline
+        job = client.job(service.url, job.id)
+    assert (job.status, job.progress, job.error) == ("succeeded", 1, None)
+    assert client.job_result(service.url, job.id).data == client.upscale(service.url, small_png, scale=2).data
+    client.cancel_job(service.url, job.id)
+    with pytest.raises(client.ServiceError, match="410"):
+        client.job_result(service.url, job.id)
+
+
 def test_refusals_are_typed(service: Running, small_png: bytes) -> None:
     with pytest.raises(client.ServiceError, match="422 \\(image-corrupt\\)") as caught:
         client.upscale(service.url, small_png[:50])
@@ -50,7 +65,7 @@ def test_body_over_the_limit_is_a_refusal_not_a_broken_pipe(service: Running) ->
 
 def test_information(service: Running) -> None:
     version = service.store.show("portrait").version
-    assert client.models(service.url) == [client.ServedModel("portrait", version, 4)]
+    assert client.models(service.url) == [client.ServedModel("portrait", "portrait", version, 4)]
     assert client.limits(service.url)["body_bytes"] == LIMITS.body_bytes
     assert client.is_ready(service.url)
 

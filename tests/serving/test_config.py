@@ -22,32 +22,41 @@ from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.run import refuse_public_host
 
 SERVE = Path(__file__).resolve().parents[2] / "serve"
-CONFIG: dict[str, Any] = yaml.safe_load((SERVE / "config.yaml").read_text())
-APPLICATION: dict[str, Any] = CONFIG["applications"][0]
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: yaml.safe_load((SERVE / name).read_text()) for name in ("config.yaml", "cluster.yaml")
+}
+every_config = pytest.mark.parametrize("name", CONFIGS)
 
 
 def unknown_keys(section: dict[str, Any], schema: Any) -> set[str]:
     return set(section) - set(schema.model_fields)
 
 
-def test_every_key_is_known_to_serve() -> None:
-    assert not unknown_keys(CONFIG, ServeDeploySchema)
-    assert not unknown_keys(CONFIG["http_options"], HTTPOptionsSchema)
-    assert not unknown_keys(APPLICATION, ServeApplicationSchema)
-    for deployment in APPLICATION["deployments"]:
+@every_config
+def test_every_key_is_known_to_serve(name: str) -> None:
+    config = CONFIGS[name]
+    (application,) = config["applications"]
+    assert not unknown_keys(config, ServeDeploySchema)
+    assert not unknown_keys(config["http_options"], HTTPOptionsSchema)
+    assert not unknown_keys(application, ServeApplicationSchema)
+    for deployment in application["deployments"]:
         assert not unknown_keys(deployment, DeploymentSchema)
         assert not unknown_keys(deployment.get("autoscaling_config", {}), AutoscalingConfig)
         assert not unknown_keys(deployment.get("ray_actor_options", {}), RayActorOptionsSchema)
-    ServeDeploySchema.model_validate(CONFIG)
+    ServeDeploySchema.model_validate(config)
 
 
-def test_arguments_fit_the_builder_and_names_its_deployments(monkeypatch: pytest.MonkeyPatch) -> None:
-    ServiceOptions.model_validate(APPLICATION["args"])
+@every_config
+def test_arguments_fit_the_builder_and_names_its_deployments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (application,) = CONFIGS[name]["applications"]
+    ServiceOptions.model_validate(application["args"])
     monkeypatch.syspath_prepend(SERVE.parent)
-    assert import_attr(APPLICATION["import_path"]) is build
+    assert import_attr(application["import_path"]) is build
     built = {"Ingress", "Generator"}
-    assert {deployment["name"] for deployment in APPLICATION["deployments"]} <= built
+    assert {deployment["name"] for deployment in application["deployments"]} <= built
 
 
-def test_it_listens_on_this_machine_only() -> None:
-    refuse_public_host(CONFIG["http_options"]["host"], insecure=False)
+@every_config
+def test_who_listens_to_others_asks_for_keys(name: str) -> None:
+    arguments = CONFIGS[name]["applications"][0]["args"]
+    refuse_public_host(CONFIGS[name]["http_options"]["host"], guarded="keys" in arguments)

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import select
 import socket
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import torch
+from click.testing import CliRunner
 
+from ray_sr.cli import cli
 from ray_sr.images import Photo, decode, encode
-from ray_sr.model_store import load_model
+from ray_sr.serving.options import UpscaleQuery
 from ray_sr.upscaling import Engine, upscale_photo
-from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
-
-
-@pytest.fixture(scope="module")
-def engine(service: Running) -> Engine:
-    """The engine of the replica, rebuilt in this process."""
-    torch.set_num_threads(1)
-    model = load_model(service.options.model, service.store)
-    return Engine(model.module, model.capability, device="cpu", precision="float32", tile=96)
+from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture, png_of
 
 
 def post(service: Running, body: Any, query: str = "", headers: dict[str, str] | None = None) -> httpx.Response:
@@ -84,6 +77,41 @@ def test_answer_is_what_the_library_makes_of_the_same_bytes(service: Running, en
     assert response.content == expected
     assert response.headers["content-type"] == f"image/{kind}"
     assert response.headers["raysr-scale"] == f"{scale:g}"
+
+
+def test_answer_is_the_file_that_the_command_writes(service: Running, small_png: bytes, tmp_path: Path) -> None:
+    (tmp_path / "small.png").write_bytes(small_png)
+    arguments = ["upscale", str(tmp_path / "small.png"), "-o", str(tmp_path / "large.png"), "-n", "portrait"]
+    options = ["--store", service.store.root, "-d", "cpu", "--precision", "float32", "-t", "96"]
+    result = CliRunner().invoke(cli, [*arguments, *options])
+    assert result.exit_code == 0, result.output
+    assert post(service, small_png).content == (tmp_path / "large.png").read_bytes()
+
+
+def test_forms_and_json_are_the_same_call(service: Running, small_png: bytes) -> None:
+    raw = post(service, small_png, "?scale=2")
+    url = f"{service.url}/v1/upscale"
+    form = httpx.post(url, files={"image": ("a.png", small_png)}, data={"scale": "2"}, timeout=60)
+    assert form.content == raw.content
+    sent = {"image": base64.b64encode(small_png).decode(), "scale": 2}
+    answer = httpx.post(url, json=sent, headers={"Accept": "application/json"}, timeout=60)
+    document = answer.json()
+    assert base64.b64decode(document.pop("image")) == raw.content
+    assert document.pop("timings").keys() == {"decode", "queue", "infer", "encode"}
+    model = raw.headers["raysr-model"]
+    assert document == {
+        "format": "png", "width": 64, "height": 48, "scale": 2, "model": model, "warnings": []
+    }  # fmt: skip
+
+
+def test_accept_and_same_choose_the_format(service: Running, small_png: bytes) -> None:
+    assert post(service, small_png, headers={"Accept": "image/webp"}).headers["content-type"] == "image/webp"
+    assert (
+        post(service, small_png, "?format=jpeg", {"Accept": "image/webp"}).headers["content-type"] == "image/jpeg"
+    )
+    jpeg = encode(picture(24, 32), "jpeg")
+    assert post(service, jpeg, "?format=same").headers["content-type"] == "image/jpeg"
+    refused(post(service, small_png, headers={"Accept": "image/gif"}), 406, "not-acceptable")
 
 
 def test_metadata_option_decides_what_is_kept(service: Running) -> None:
@@ -177,13 +205,8 @@ def test_bad_pictures_are_refused(service: Running, name: str) -> None:
 
 def test_pixel_limit_is_checked_on_the_header(service: Running) -> None:
     """The pixels of this PNG are garbage: it is refused for its size before they are looked at."""
-    size, pixels = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0), b"garbage"
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in ((b"IHDR", size), (b"IDAT", pixels), (b"IEND", b"")))
+    png = png_of(40_000, 40_000, b"garbage")
     refused(post(service, png), 422, "image-too-large")
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def test_encoded_bodies_are_refused(service: Running, small_png: bytes) -> None:
@@ -286,11 +309,12 @@ def test_information(service: Running) -> None:
     assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready"}
     record = service.store.show("portrait")
     models = httpx.get(f"{service.url}/v1/models").json()
-    assert models == {"models": [{"name": "portrait", "version": record.version, "scale": 4}]}
+    served = {"id": "portrait", "name": "portrait", "version": record.version, "scale": 4}
+    assert models == {"models": [served]}
     assert httpx.get(f"{service.url}/v1/limits").json() == LIMITS.model_dump(mode="json")
     api = httpx.get(f"{service.url}/openapi.json").json()
     options = {option["name"] for option in api["paths"]["/v1/upscale"]["post"]["parameters"]}
-    assert options == {"scale", "format", "quality", "metadata"}
+    assert options == set(UpscaleQuery.model_fields)
 
 
 def test_problem_types_can_be_looked_up(service: Running, small_png: bytes) -> None:

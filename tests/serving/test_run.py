@@ -14,14 +14,14 @@ from tests.serving.conftest import Running
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
 def test_public_hosts_need_insecure(host: str) -> None:
-    with pytest.raises(RecipeError, match="--insecure"):
-        refuse_public_host(host, insecure=False)
-    refuse_public_host(host, insecure=True)
+    with pytest.raises(RecipeError, match="--keys FILE"):
+        refuse_public_host(host, guarded=False)
+    refuse_public_host(host, guarded=True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_needs_nothing(host: str) -> None:
-    refuse_public_host(host, insecure=False)
+    refuse_public_host(host, guarded=False)
 
 
 def test_public_host_is_refused_before_anything_starts(options: ServiceOptions) -> None:

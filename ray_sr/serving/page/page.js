@@ -1,0 +1,377 @@
+// The page: choose a photo, upscale it as a job, compare, download. No libraries, no build.
+// Everything the service says is shown as text, never as markup.
+
+import { Problem, ask, discard, follow, service, transfer } from "./service.js";
+import { listenToViewer, viewer } from "./viewer.js";
+
+const $ = (id) => document.getElementById(id);
+const SUFFIXES = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif" };
+const NAMES = { png: "PNG", jpeg: "JPEG", webp: "WebP", tiff: "TIFF", jxl: "JPEG XL" };
+const WARNINGS = {
+  "alpha-flattened": "JPEG has no transparency: it became white.",
+  "cmyk-converted": "The print colours (CMYK) became screen colours.",
+  "depth-reduced": "16 bits a colour became 8, all that this format can hold.",
+  "exif-broken": "The camera data is damaged and was left out.",
+  "exif-dropped": "This format cannot hold the camera data.",
+  "gainmap-dropped": "The HDR part of the photo was left out.",
+  "gamma-dropped": "The brightness curve stored in the photo was left out.",
+  "icc-dropped": "The colour profile does not fit and was left out.",
+  "iptc-dropped": "The IPTC captions were left out.",
+  "lab-converted": "Lab colours became screen colours.",
+  "xmp-dropped": "This format cannot hold the XMP data.",
+};
+
+// Browsers take larger pictures, but slowly, and phones run out of memory.
+const MOST_PIXELS_SHOWN = 1e8;
+
+// ---- The photo: what the limits say about it before anything is sent
+
+let photo = null; // {file, kind, url, width, height, shown}; no size where the browser cannot read it
+let result = null; // {url, width, height, shown}
+let running = null; // {controller, id} of the job under way
+
+const SIGNATURES = [
+  ["png", /^\x89PNG\r\n\x1a\n/],
+  ["jpeg", /^\xff\xd8\xff/],
+  ["webp", /^RIFF[^]{4}WEBP/],
+  ["tiff", /^(II\*\0|MM\0\*)/],
+  ["GIF", /^GIF8/],
+  ["AVIF", /^[^]{4}ftypavi/],
+  ["HEIC", /^[^]{4}ftyp(hei|hev|mif|msf)/],
+];
+
+async function kindOf(file) {
+  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 16).arrayBuffer()));
+  return SIGNATURES.find(([, pattern]) => pattern.test(start))?.[0];
+}
+
+function checkFile(file, kind) {
+  const { formats, body_bytes: most } = service.limits;
+  const accepted = list(formats.map(nameOf), "or");
+  if (!formats.includes(kind)) {
+    const what = kind ? `This is a ${nameOf(kind)} file. ` : "";
+    throw new Problem("This kind of file cannot be upscaled", `${what}Save the photo as ${accepted} first.`);
+  }
+  if (file.size > most) {
+    throw new Problem("The file is too large", `It has ${size(file.size)}; at most ${size(most)} are accepted.`);
+  }
+}
+
+function checkPixels({ width, height }, model) {
+  const { side } = service.limits;
+  const most = mostPixels(model);
+  const has = `The photo has ${width} × ${height} pixels`;
+  if (width * height > most) {
+    const detail = `${has} (${megapixels(width * height)}); at most ${megapixels(most)} are accepted.`;
+    throw new Problem("The photo has too many pixels", detail);
+  }
+  if (Math.max(width, height) > side) {
+    throw new Problem("The photo is too long", `${has}; at most ${number(side)} a side are accepted.`);
+  }
+}
+
+function mostPixels(model) {
+  const { input_pixels, result_pixels } = service.limits.jobs;
+  return Math.min(input_pixels, result_pixels / model.scale ** 2);
+}
+
+/** A picture as the viewer takes it. Only its header is decoded here, so a huge one costs nothing. */
+function load(file) {
+  return new Promise((resolve) => {
+    const image = new Image();
+    const url = URL.createObjectURL(file);
+    image.onload = () => {
+      const { naturalWidth: width, naturalHeight: height } = image;
+      resolve({ url, width, height, shown: width * height <= MOST_PIXELS_SHOWN });
+    };
+    image.onerror = () => resolve({ url, shown: false });
+    image.src = url;
+  });
+}
+
+const unload = (picture) => picture && URL.revokeObjectURL(picture.url);
+
+/** Takes the first of the files that were picked, dropped or pasted. */
+async function choose(files) {
+  if (files.length === 0) return;
+  if (running) return tell(new Problem("One photo at a time", "Cancel the work under way, or wait for its end."));
+  await started;
+  if (!service.limits) await (started = start());
+  if (!service.limits) return;
+  clearProblem();
+  try {
+    const opened = await check(files[0], chosenModel());
+    unload(photo);
+    unload(result);
+    photo = opened;
+    result = null;
+    showPhoto();
+    if (files.length > 1) throw new Problem("One photo at a time", `Of these ${files.length}, the first was taken.`);
+  } catch (error) {
+    tell(error);
+  }
+}
+
+/** The photo in a file. Throws a Problem where the service would refuse it. */
+async function check(file, model) {
+  const kind = await kindOf(file);
+  checkFile(file, kind);
+  const opened = await load(file);
+  try {
+    if (!opened.width && kind !== "tiff") {
+      throw new Problem("The file is damaged", "This browser cannot show it. Try to open and save it anew.");
+    }
+    checkPixels(opened, model);
+  } catch (error) {
+    unload(opened);
+    throw error;
+  }
+  return { file, kind, ...opened };
+}
+
+// ---- Upscaling
+
+async function upscale() {
+  clearProblem();
+  const controller = new AbortController();
+  running = { controller, id: null };
+  setState("busy");
+  $("cancel").focus();
+  try {
+    checkPixels(photo, chosenModel());
+    await show(await runJob(controller.signal));
+  } catch (error) {
+    setState(result ? "done" : "ready");
+    $("go").focus();
+    if (controller.signal.aborted) say("Cancelled.");
+    else tell(error);
+  } finally {
+    running = null;
+  }
+}
+
+async function runJob(signal) {
+  phase("Sending the photo", 0);
+  const query = new URLSearchParams({ scale: chosenScale(), format: $("format").value });
+  if (service.models.length > 1) query.set("model", chosenModel().id);
+  if ($("private").checked) query.set("metadata", "copyright");
+  const onSent = (share) => phase(share === 1 ? "Waiting for the service" : "Sending the photo", share);
+  const posted = await transfer("POST", `v1/jobs?${query}`, photo.file, signal, { onSent });
+  const job = JSON.parse(await posted.response.text());
+  running.id = job.id;
+  try {
+    await follow(job, signal, showJob);
+    const onReceived = (share) => phase("Fetching the result", share);
+    return await transfer("GET", `v1/jobs/${job.id}/result`, null, signal, { onReceived });
+  } finally {
+    discard(job.id);
+  }
+}
+
+const showJob = ({ status, progress }) =>
+  status === "queued" ? phase("Waiting for a free place") : phase("Upscaling", progress);
+
+let quarterSaid = 0;
+
+function phase(words, share) {
+  const percent = share === undefined ? "" : `${Math.floor(100 * share)} %`;
+  const before = $("phase").textContent;
+  $("phase").textContent = words;
+  $("percent").textContent = percent;
+  document.title = `${percent || "…"} ${photo.file.name} – ray-sr`;
+  if (share === undefined) $("progress").removeAttribute("value");
+  else $("progress").value = share;
+  // Said aloud at each new phase and each quarter, not at each tile.
+  const quarter = Math.floor(4 * (share ?? 0));
+  if (words !== before || quarter !== quarterSaid) say(quarter ? `${words}, ${25 * quarter} %` : words);
+  quarterSaid = quarter;
+}
+
+async function show(request) {
+  unload(result);
+  result = await load(request.response);
+  const kind = SUFFIXES[request.getResponseHeader("Content-Type")] ?? "img";
+  const scale = request.getResponseHeader("RaySR-Scale") ?? chosenScale();
+  const name = `${photo.file.name.replace(/\.[^.]*$/, "")}_x${scale}.${kind}`;
+  $("download").href = result.url;
+  $("download").download = name;
+  $("file-name").textContent = name;
+  $("result-facts").textContent = facts([sides(result), size(request.response.size)]);
+  $("made-by").textContent = `Model ${request.getResponseHeader("RaySR-Model")}`;
+  showWarnings(request.getResponseHeader("RaySR-Warnings"));
+  setState("done");
+  viewer.compare(photo, result);
+  say(`Done: ${$("result-facts").textContent}`);
+  $("done-title").focus({ preventScroll: true });
+}
+
+function showWarnings(codes) {
+  const words = codes ? codes.split(", ").map((code) => WARNINGS[code] ?? code) : [];
+  if (!result.shown) words.push("This browser cannot show the result. Download it to see it.");
+  $("warnings").replaceChildren(...words.map((line) => element("li", line)));
+  $("warnings").hidden = words.length === 0;
+}
+
+// ---- What the visitor sees and hears
+
+function setState(state) {
+  const busy = state === "busy";
+  document.body.classList.toggle("chosen", state !== "empty");
+  $("work").hidden = state === "empty";
+  $("busy").hidden = !busy;
+  $("done").hidden = state !== "done";
+  $("go").hidden = busy;
+  $("choices").disabled = busy;
+  $("file").disabled = busy;
+  $("go").textContent = state === "done" ? "Upscale again" : goal();
+  $("go").classList.toggle("primary", state !== "done");
+  if (!busy) document.title = "Enlarge a photo – ray-sr";
+}
+
+function goal() {
+  if (!photo?.width) return "Upscale";
+  const [width, height] = [photo.width, photo.height].map((side) => Math.round(side * chosenScale()));
+  return `Upscale to ${sides({ width, height })}`;
+}
+
+function showPhoto() {
+  $("ask").textContent = "Choose another photo";
+  $("name").textContent = photo.file.name;
+  $("facts").textContent = facts([sides(photo), size(photo.file.size), nameOf(photo.kind)]);
+  setState("ready");
+  viewer.single(photo);
+  say(`${photo.file.name}, ${$("facts").textContent}`);
+  $("go").focus({ preventScroll: true });
+}
+
+function tell(error) {
+  if (!(error instanceof Problem)) {
+    console.error(error);
+    error = new Problem("This page failed", String(error.message ?? error));
+  }
+  if (error.status === 401) return askForKey();
+  const id = error.id && element("p", `Request ${error.id}`, "note");
+  $("problem").replaceChildren(element("strong", error.title), element("p", error.detail), ...(id ? [id] : []));
+  $("problem").scrollIntoView({ block: "nearest" });
+}
+
+const clearProblem = () => $("problem").replaceChildren();
+const say = (words) => ($("status").textContent = words);
+
+function askForKey() {
+  $("key-form").hidden = false;
+  if (service.key) $("problem").replaceChildren(element("strong", "The service does not know this key."));
+  $("key").focus();
+}
+
+function showLimits() {
+  const { formats, body_bytes } = service.limits;
+  const most = megapixels(mostPixels(chosenModel()));
+  $("limits").textContent = `${list(formats.map(nameOf), "or")} · at most ${size(body_bytes)} and ${most}`;
+  $("file").accept = formats.map((format) => `image/${format}`).join();
+}
+
+function showModels() {
+  const options = service.models.map(({ id, scale }) => new Option(`${id} – up to ${scale}×`, id));
+  const chosen = $("model").value;
+  $("model").replaceChildren(...options);
+  $("model").selectedIndex = Math.max(0, service.models.findIndex(({ id }) => id === chosen));
+  showScales();
+}
+
+/** Whole factors up to that of the model. A model that only sharpens has the factor 1. */
+function showScales() {
+  const largest = chosenModel().scale;
+  const wanted = Math.min(largest, chosenScale() ?? largest);
+  const factors = Array.from({ length: largest }, (_, n) => n + 1).filter((factor) => factor > 1 || largest === 1);
+  const choices = factors.map((factor) => {
+    const label = element("label", largest === 1 ? "Same size, sharper" : `${factor}×`);
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "scale", value: factor });
+    input.className = "unseen";
+    input.checked = factor === wanted;
+    label.append(input);
+    return label;
+  });
+  $("scales").replaceChildren($("scales-label"), ...choices);
+}
+
+const chosenModel = () => service.models[$("model").selectedIndex];
+const chosenScale = () => Number(document.querySelector("[name=scale]:checked")?.value) || undefined;
+
+function element(tag, words, className = "") {
+  return Object.assign(document.createElement(tag), { textContent: words, className });
+}
+
+const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
+const megapixels = (pixels) => `${number(pixels / 1e6, 1)} megapixels`;
+const sides = ({ width, height }) => width && `${width} × ${height}`;
+const facts = (parts) => parts.filter(Boolean).join(" · ");
+const nameOf = (format) => NAMES[format] ?? format;
+const list = (words, last) => words.join(", ").replace(/, ([^,]*)$/, ` ${last} $1`);
+
+function size(bytes) {
+  if (bytes < 1024) return `${bytes} bytes`;
+  return bytes < 1 << 20 ? `${number(bytes / 1024)} KiB` : `${number(bytes / (1 << 20), 1)} MiB`;
+}
+
+// ---- Where everything begins
+
+function listen() {
+  $("file").onchange = () => {
+    choose([...$("file").files]);
+    $("file").value = ""; // so that the same file can be chosen again
+  };
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.body.classList.remove("dragging");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    choose(event.dataTransfer.files);
+  });
+  document.addEventListener("paste", (event) => choose(event.clipboardData.files));
+  $("options").addEventListener("submit", (event) => {
+    event.preventDefault();
+    upscale();
+  });
+  $("options").addEventListener("change", (event) => {
+    if (event.target === $("model")) showScales();
+    showLimits();
+    $("go").textContent = goal();
+  });
+  $("cancel").onclick = () => running?.controller.abort();
+  $("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    service.key = $("key").value.trim();
+    sessionStorage.setItem("ray-sr key", service.key);
+    $("key-form").hidden = true;
+    if (photo) upscale();
+    else started = start();
+  });
+  addEventListener("pagehide", () => running?.id && discard(running.id));
+  listenToViewer();
+}
+
+/** Learns what the service accepts, as soon as it is ready. */
+async function start() {
+  try {
+    const [limits, models] = await Promise.all(["v1/limits", "v1/models"].map((url) => ask("GET", url)));
+    service.limits = await limits.json();
+    service.models = (await models.json()).models;
+    showModels();
+    showLimits();
+    clearProblem();
+  } catch (error) {
+    if (error.status !== 503) return tell(error);
+    $("limits").textContent = "The service is getting ready …";
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+    return start();
+  }
+}
+
+listen();
+let started = start();
