@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import ClusterError
@@ -66,6 +67,16 @@ def local_ray(
         object_store_memory=object_store_bytes,
         **options,
     )
+
+
+def use_token() -> None:
+    """Let Ray's clients show this user's token, if there is one; to be called before Ray is imported.
+
+    Ray's head asks for it by default, while its clients show none unless RAY_AUTH_MODE says so.
+    """
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def disconnect() -> None:
