@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_sr.errors import ClusterError
+from ray_sr.errors import ClusterError, ResourceError
 from ray_sr.storage import first_line
 
 # Ray reads these when it starts; what a user has set wins.
@@ -66,6 +67,63 @@ def local_ray(
         log_to_driver=verbose,
         object_store_memory=object_store_bytes,
         **options,
+    )
+
+
+def capacity() -> dict[str, float]:
+    """Resources of the cluster; where an autoscaler can bring more nodes, those of all that it may bring."""
+    import ray
+
+    have = ray.cluster_resources()
+    # Ray has no public call for this; Ray Train and Ray Data ask the same way.
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+
+
+def is_one_node() -> bool:
+    """Whether the cluster is a single node and no autoscaler will bring others."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return nodes == 1 and capacity().get("CPU", 0) <= ray.cluster_resources().get("CPU", 0)
+
+
+def require_shared(*files: str) -> None:
+    """Have every other node of the cluster look for these files, which are here. URIs are left out.
+
+    Raises ResourceError where a node does not find one: its folder is no share.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
+
+    local = [file for file in files if "://" not in file]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not local or not others:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(missing_here)
+    found = [look.options(scheduling_strategy=Affinity(node, soft=False)).remote(local) for node in others]
+    try:
+        answers = [answer for answer in ray.get(found) if answer]
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a node went while it was asked for {local[0]}: {first_line(error)}") from None
+    if answers:
+        raise not_shared(answers[0])
+
+
+def missing_here(files: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these files that is not on this node, with the node's name."""
+    import socket
+
+    return next(((file, socket.gethostname()) for file in files if not Path(file).exists()), None)
+
+
+def not_shared(missing: tuple[str, str]) -> ResourceError:
+    """What to tell of an answer of `missing_here`."""
+    file, node = missing
+    return ResourceError(
+        f"{Path(file).parent}: node {node} does not have it, it is a folder of one machine: several need a share "
+        "that all of them have at this path, or a bucket (RAY_SR_STORAGE)"
     )
 
 

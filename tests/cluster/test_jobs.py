@@ -62,6 +62,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_real_photos(folder, side=160)
 
 
+@pytest.fixture(scope="module")
+def shards(head: Head, clean: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Made by the first of the scripts."""
+    shards = str(tmp_path_factory.mktemp("data") / "shards")
+    cutting = ("--sub-image", "64", "--minimum", "64")
+    code, said = ray_job(head, clean, "prepare_data", str(photos), "-o", shards, *cutting)
+    assert code == 0, said
+    return shards
+
+
 def ended(head: Head, folder: Path, *command: str, **environment: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a client that has run to its end."""
     process = head.client(*command, folder=folder, **environment)
@@ -77,12 +87,9 @@ def ray_job(head: Head, folder: Path, script: str, *arguments: str) -> tuple[int
     return code, out + err
 
 
-def test_every_script_runs_as_a_job(head: Head, clean: Path, photos: Path, tmp_path: Path) -> None:
-    shards, run, store, large, sweep = (
-        str(tmp_path / name) for name in ("shards", "run", "store", "large", "sweep")
-    )
+def test_every_script_runs_as_a_job(head: Head, clean: Path, photos: Path, shards: str, tmp_path: Path) -> None:
+    run, store, large, sweep = (str(tmp_path / name) for name in ("run", "store", "large", "sweep"))
     steps = [
-        ("prepare_data", str(photos), "-o", shards, "--sub-image", "64", "--minimum", "64"),
         ("train", "-c", "tiny.yaml", "--data", shards, "-o", run),
         ("publish", run, "--store", store, "--promote", "best"),
         ("evaluate", "best", "--store", store, "--hr", str(photos), "--limit", "1"),
@@ -131,13 +138,11 @@ def test_submit_ends_with_the_exit_code_of_the_job(head: Head, clean: Path, tmp_
 
 
 def test_an_interrupted_submit_leaves_the_job_which_can_be_stopped_with_a_checkpoint(
-    head: Head, clean: Path, photos: Path, tmp_path: Path
+    head: Head, clean: Path, shards: str, tmp_path: Path
 ) -> None:
-    shards, run = tmp_path / "shards", tmp_path / "run"
-    assert ended(head, clean, *SUBMIT, "prepare", str(photos), "-o", str(shards), "--sub-image", "64",
-                 "--minimum", "64")[0] == 0  # fmt: skip
+    run = tmp_path / "run"
     many = ("pretrain.steps=1000000", "validation.photos=0", "training.checkpoint_every=500000")
-    arguments = ("train", "-c", "tiny.yaml", *many, "--data", str(shards), "-o", str(run))
+    arguments = ("train", "-c", "tiny.yaml", *many, "--data", shards, "-o", str(run))
     watching = head.client(*SUBMIT, "--id", "long", *arguments, folder=clean)
     deadline = time.monotonic() + 240
     journal = run / "metrics.jsonl"
