@@ -11,6 +11,8 @@ from typing import Any
 from ray_sr.errors import ClusterError, ResourceError
 from ray_sr.storage import first_line
 
+CAPACITY = "RAY_SR_CAPACITY"
+
 # Ray reads these when it starts; what a user has set wins.
 _SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is shown twice
@@ -71,12 +73,20 @@ def local_ray(
 
 
 def capacity() -> dict[str, float]:
-    """Resources of the cluster; where an autoscaler can bring more nodes, those of all that it may bring."""
+    """Resources of the cluster, and those that its autoscaler may bring it to: `RAY_SR_CAPACITY` of the head.
+
+    Ray knows the latter but tells nobody; the files for `ray up` and KubeRay set it ("CPU=128,GPU=8").
+    Raises ClusterError where it cannot be read.
+    """
     import ray
 
     have = ray.cluster_resources()
-    # Ray has no public call for this; Ray Train and Ray Data ask the same way.
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    text = os.environ.get(CAPACITY, "")
+    try:
+        pairs = (item.split("=") for item in text.split(",") if item)
+        most = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ClusterError(f"{CAPACITY}={text}: write it like CPU=128,GPU=8") from None
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
 
 

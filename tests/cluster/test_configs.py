@@ -67,6 +67,37 @@ def test_nodes_of_a_cloud_come_and_go_with_the_work(name: str) -> None:
     assert any("python -m ray_sr.spot" in line for line in config["worker_start_ray_commands"])
 
 
+@pytest.mark.parametrize("name", CLUSTERS[:2])
+def test_jobs_are_told_what_the_nodes_of_a_cloud_come_to(name: str) -> None:
+    config = read(name)
+    types = config["available_node_types"]
+    count = {"data": types["data"]["max_workers"], "gpu-spot": types["gpu-spot"]["max_workers"]}
+    assert sum(count.values()) == config["max_workers"]  # the other GPU nodes come in place of spot ones
+    assert capacity_of(config["docker"]["run_options"]) == {
+        "CPU": sum(types[kind]["resources"]["CPU"] * number for kind, number in count.items()),
+        "GPU": sum(types[kind]["resources"].get("GPU", 0) * number for kind, number in count.items()),
+    }
+
+
+def capacity_of(options: list[str]) -> dict[str, int]:
+    (text,) = [option.removeprefix("--env RAY_SR_CAPACITY=") for option in options if "RAY_SR_CAPACITY" in option]
+    return {name: int(value) for name, value in (item.split("=") for item in text.split(","))}
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "train.yaml"])
+def test_jobs_are_told_what_the_pods_come_to(name: str) -> None:
+    cluster = cluster_of(read(f"kubernetes/{name}")["spec"])
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    told = [f"--env RAY_SR_CAPACITY={item['value']}" for item in head["env"] if item["name"] == "RAY_SR_CAPACITY"]
+    have = {"CPU": 0, "GPU": 0}
+    for group in cluster["workerGroupSpecs"]:
+        (container,) = group["template"]["spec"]["containers"]
+        asked = container["resources"]["requests"]
+        have["CPU"] += group["maxReplicas"] * int(asked["cpu"])
+        have["GPU"] += group["maxReplicas"] * int(asked.get("nvidia.com/gpu", 0))
+    assert capacity_of(told) == have
+
+
 def test_the_cluster_on_aws_has_the_least_rights() -> None:
     config = read("cluster.yaml")
     profiles = {name: node["node_config"]["IamInstanceProfile"]["Name"]
