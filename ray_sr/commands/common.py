@@ -81,10 +81,15 @@ def _is_run(model: str) -> bool:
     """Whether MODEL is the folder of a run. A bare name is one of the store."""
     if "/" not in model and not Path(model).is_dir():
         return False
-    from ray_sr.storage import exists, open_filesystem, place_of
+    from ray_sr.errors import InputError
+    from ray_sr.storage import access_error, exists, open_filesystem, place_of
 
-    filesystem, path = open_filesystem(place_of(model))
-    return exists(filesystem, f"{path}/metrics.jsonl")
+    folder = place_of(model)
+    filesystem, path = open_filesystem(folder)
+    try:
+        return exists(filesystem, f"{path}/metrics.jsonl")
+    except OSError as error:
+        raise InputError(access_error(folder, error)) from None
 
 
 def _generator_of_run(folder: str) -> str:

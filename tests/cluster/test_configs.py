@@ -87,8 +87,10 @@ def capacity_of(options: list[str]) -> dict[str, int]:
 @pytest.mark.parametrize("name", ["cluster.yaml", "train.yaml"])
 def test_jobs_are_told_what_the_pods_come_to(name: str) -> None:
     cluster = cluster_of(read(f"kubernetes/{name}")["spec"])
-    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
-    told = [f"--env RAY_SR_CAPACITY={item['value']}" for item in head["env"] if item["name"] == "RAY_SR_CAPACITY"]
+    groups = [cluster["headGroupSpec"], *(g for g in cluster["workerGroupSpecs"] if g["groupName"] == "gpu")]
+    (head, trains) = [group["template"]["spec"]["containers"][0]["env"] for group in groups]
+    told = [f"--env RAY_SR_CAPACITY={item['value']}" for item in head if item["name"] == "RAY_SR_CAPACITY"]
+    assert next(item for item in head if item["name"] == "RAY_SR_CAPACITY") in trains
     have = {"CPU": 0, "GPU": 0}
     for group in cluster["workerGroupSpecs"]:
         (container,) = group["template"]["spec"]["containers"]
