@@ -25,6 +25,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from tqdm import tqdm
 
+from ray_sr.cluster import capacity, require_shared
 from ray_sr.data.sources import PhotoFile, find_photos, read_photo_bytes
 from ray_sr.errors import ClusterError, InputError, RecipeError, ResourceError
 from ray_sr.images import SUFFIXES
@@ -106,6 +107,8 @@ def upscale_archive(
         remove_quietly(filesystem, f"{folder}/{stray}")
     manifest = _Manifest(plan)
     manifest.write()
+    photos = [photo.source.partition("#")[0] for photo in plan.todo[:1]]
+    require_shared(output if "://" in output else f"{folder}/{MANIFEST}", *photos)
     try:
         for result in _run(plan, model, engine_options, workers, quiet):
             manifest.add(result)
@@ -301,17 +304,20 @@ def _resources(workers: int | None, device: str, photos: int) -> tuple[dict[str,
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    gpus = 0 if device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
+    most = capacity()
+    gpus = 0 if device == "cpu" else int(most.get("GPU", 0))
     if device.startswith("cuda") and not gpus:
         raise ResourceError(f"device {device}: this Ray cluster has no GPU: choose auto or cpu")
-    if not nodes:
+    if most.get("CPU", 0) < 1:
         raise ClusterError("no node of this Ray cluster has a CPU to work with: add worker nodes")
+    if not nodes and not gpus:  # the autoscaler brings them when there is work
+        return {"num_cpus": 1}, min(workers or int(most["CPU"]), photos)
     count = min(workers or gpus or len(nodes), photos)
     if gpus:
         return {"num_gpus": 1, "num_cpus": 1}, min(count, gpus)
     total = sum(int(node["CPU"]) for node in nodes)
-    most = min(int(node["CPU"]) for node in nodes)
-    return {"num_cpus": max(1, min(most, total // count))}, min(count, total)
+    smallest = min(int(node["CPU"]) for node in nodes)
+    return {"num_cpus": max(1, min(smallest, total // count))}, min(count, total)
 
 
 class _Upscaler:

@@ -21,6 +21,7 @@ from ray_sr.commands.evaluate import evaluate
 from ray_sr.commands.models import models
 from ray_sr.commands.recipes import recipes
 from ray_sr.commands.serve import keys, serve
+from ray_sr.commands.submit import submit
 from ray_sr.commands.train import demo, report, train
 from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
@@ -39,7 +40,23 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
-for command in (doctor, recipes, data, train, report, evaluate, models, upscale, serve, keys, tune, bench, demo):
+_COMMANDS = (
+    doctor,
+    recipes,
+    data,
+    train,
+    report,
+    evaluate,
+    models,
+    upscale,
+    serve,
+    keys,
+    tune,
+    submit,
+    bench,
+    demo,
+)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from ray_sr.errors import ClusterError
+from ray_sr.errors import ClusterError, ResourceError
 from ray_sr.storage import first_line
+
+CAPACITY = "RAY_SR_CAPACITY"
 
 # Ray reads these when it starts; what a user has set wins.
 _SETTINGS = {
@@ -66,6 +70,81 @@ def local_ray(
         object_store_memory=object_store_bytes,
         **options,
     )
+
+
+def capacity() -> dict[str, float]:
+    """Resources of the cluster, and those that its autoscaler may bring it to: `RAY_SR_CAPACITY` of the head.
+
+    Ray knows the latter but tells nobody; the files for `ray up` and KubeRay set it ("CPU=128,GPU=8").
+    Raises ClusterError where it cannot be read.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    text = os.environ.get(CAPACITY, "")
+    try:
+        pairs = (item.split("=") for item in text.split(",") if item)
+        most = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise ClusterError(f"{CAPACITY}={text}: write it like CPU=128,GPU=8") from None
+    return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+
+
+def is_one_node() -> bool:
+    """Whether the cluster is a single node and no autoscaler will bring others."""
+    import ray
+
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return nodes == 1 and capacity().get("CPU", 0) <= ray.cluster_resources().get("CPU", 0)
+
+
+def require_shared(*files: str) -> None:
+    """Have every other node of the cluster look for these files, which are here. URIs are left out.
+
+    Raises ResourceError where a node does not find one: its folder is no share.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as Affinity
+
+    local = [file for file in files if "://" not in file]
+    here = ray.get_runtime_context().get_node_id()
+    others = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    if not local or not others:
+        return
+    look = ray.remote(num_cpus=0, max_retries=0)(missing_here)
+    found = [look.options(scheduling_strategy=Affinity(node, soft=False)).remote(local) for node in others]
+    try:
+        answers = [answer for answer in ray.get(found) if answer]
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a node went while it was asked for {local[0]}: {first_line(error)}") from None
+    if answers:
+        raise not_shared(answers[0])
+
+
+def missing_here(files: Sequence[str]) -> tuple[str, str] | None:
+    """The first of these files that is not on this node, with the node's name."""
+    import socket
+
+    return next(((file, socket.gethostname()) for file in files if not Path(file).exists()), None)
+
+
+def not_shared(missing: tuple[str, str]) -> ResourceError:
+    """What to tell of an answer of `missing_here`."""
+    file, node = missing
+    return ResourceError(
+        f"{Path(file).parent}: node {node} does not have it, it is a folder of one machine: several need a share "
+        "that all of them have at this path, or a bucket (RAY_SR_STORAGE)"
+    )
+
+
+def use_token() -> None:
+    """Let Ray's clients show this user's token, if there is one; to be called before Ray is imported.
+
+    Ray's head asks for it by default, while its clients show none unless RAY_AUTH_MODE says so.
+    """
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def disconnect() -> None:

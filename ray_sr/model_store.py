@@ -52,11 +52,10 @@ from ray_sr.models.weights import (
 )
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_networks import NetworkSpec
-from ray_sr.storage import exists, first_line, make_folder, open_filesystem, read_file, write_file
+from ray_sr.storage import exists, first_line, make_folder, open_filesystem, read_file, store_root, write_file
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ROOT = "~/.ray-sr/models"
 BUILT_IN = "bicubic"
 LOCK_PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
 
@@ -80,13 +79,13 @@ class Model:
 
 
 class Store:
-    """A model store at a folder or URI; by default $RAY_SR_STORE, else ~/.ray-sr/models.
+    """A model store at a folder or URI; by default $RAY_SR_STORE, $RAY_SR_STORAGE/models or ~/.ray-sr/models.
 
     Every method raises ResourceError where the store cannot be read or written.
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = str(root or os.environ.get("RAY_SR_STORE") or DEFAULT_ROOT)
+        self.root = str(root or store_root())
         self._filesystem, path = open_filesystem(self.root)
         self._path = path.rstrip("/")
 

@@ -39,7 +39,7 @@ def publish_run(
         provenance=Provenance(
             data_manifest=run.facts().get("data_digest"),
             parent=recipe.init,
-            source=str(run.folder),
+            source=run.place,
             steps=_steps(run, stage),
         ),
         pictures=pictures,

@@ -237,7 +237,7 @@ class _Page:
             "Versions": _versions(facts),
             "Began": facts.get("began"),
             "Seed": str(self.recipe.seed),
-            "Run": str(self.run.folder),
+            "Run": self.run.place,
         }
         lines = (f"<tr><th>{key}</th><td>{escape(str(value))}</td></tr>" for key, value in rows.items() if value)
         return f'<h2>Data, machine, versions</h2>\n<table class="facts">{"".join(lines)}</table>'

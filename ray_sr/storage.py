@@ -10,7 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_sr.errors import InputError, ResourceError
+from ray_sr.errors import InputError, RecipeError, ResourceError
+
+STORAGE = "RAY_SR_STORAGE"
+DEFAULT_STORE = "~/.ray-sr/models"
 
 _ARROW_SCHEMES = ("file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock")
 _CREDENTIALS = {
@@ -24,6 +27,35 @@ _CREDENTIALS = {
     "https": "user:password@ in the address",
 }
 _REFUSED = re.compile(r"ACCESS_DENIED|Forbidden|Unauthorized|40[13]|credential|permission|Anonymous", re.IGNORECASE)
+
+
+def place_of(name: str | os.PathLike[str]) -> str:
+    """Where shards, a run, a sweep or the model store lie: a URI or an absolute path.
+
+    A relative name lies below $RAY_SR_STORAGE (a folder, NFS share or bucket), else below the current folder.
+    RecipeError inside a Ray job without RAY_SR_STORAGE: its current folder goes when it ends.
+    """
+    text = os.fspath(name)
+    if "://" in text:
+        return text
+    path, root = Path(text).expanduser(), os.environ.get(STORAGE)
+    if path.is_absolute():
+        return str(path)
+    if root:
+        return f"{root.rstrip('/')}/{path.as_posix()}" if "://" in root else str(Path(root).expanduser() / path)
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise RecipeError(
+            f"{text}: the folder of a job goes with it: give an absolute path or URI that all nodes reach, or "
+            f"set {STORAGE} to the folder or bucket that such names lie below"
+        )
+    return str(path.absolute())
+
+
+def store_root() -> str:
+    """Where the model store is unless somebody says otherwise."""
+    if store := os.environ.get("RAY_SR_STORE"):
+        return store
+    return place_of("models") if STORAGE in os.environ else DEFAULT_STORE
 
 
 def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:

@@ -20,7 +20,7 @@ FLOORS = [
     {"training", "evaluation", "pictures", "archive"},
     {"report", "report_notes", "charts", "publishing"},
     {"tuning", "serving", "client", "benchmarks"},
-    {"cluster", "demo"},
+    {"cluster", "demo", "jobs", "spot"},
     {"commands", "cli"},
 ]
 # Connecting to Ray needs nothing of ours and is used by whoever starts something.

@@ -23,12 +23,19 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    text = "Model store: a folder or URI (default: $RAY_SR_STORE, else ~/.ray-sr/models)."
+    text = "Model store (default: $RAY_SR_STORE, $RAY_SR_STORAGE/models or ~/.ray-sr/models)."
     return click.option("--store", metavar="STORE", help=text)(command)
 
 
 def overrides_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")(command)
+
+
+def place(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Callback of options that name shards, a run or a sweep: where that lies."""
+    from ray_sr.storage import place_of
+
+    return None if value is None else place_of(value)
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:
@@ -60,7 +67,7 @@ def chosen_model(model: str | None, store: str | None) -> str:
     from ray_sr.model_store import Store
 
     if model is not None:
-        return _generator_of_run(model) if (Path(model) / "metrics.jsonl").is_file() else model
+        return _generator_of_run(model) if _is_run(model) else model
     place = Store(store)
     if "best" in place.channels():
         return "best"
@@ -68,6 +75,21 @@ def chosen_model(model: str | None, store: str | None) -> str:
     if not records:
         raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
     return records[0].ref
+
+
+def _is_run(model: str) -> bool:
+    """Whether MODEL is the folder of a run. A bare name is one of the store."""
+    if "/" not in model and not Path(model).is_dir():
+        return False
+    from ray_sr.errors import InputError
+    from ray_sr.storage import access_error, exists, open_filesystem, place_of
+
+    folder = place_of(model)
+    filesystem, path = open_filesystem(folder)
+    try:
+        return exists(filesystem, f"{path}/metrics.jsonl")
+    except OSError as error:
+        raise InputError(access_error(folder, error)) from None
 
 
 def _generator_of_run(folder: str) -> str:

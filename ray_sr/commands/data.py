@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
+from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, place, recipe_option, show
 from ray_sr.errors import InputError
 
 
@@ -17,7 +17,8 @@ def data() -> None:
 
 @data.command()
 @click.argument("photos", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="SHARDS", help="Folder or URI to write the shards to.")
+@click.option("-o", "--output", required=True, metavar="SHARDS", callback=place,
+              help="Folder or URI to write the shards to.")  # fmt: skip
 @click.option("--sub-image", default=480, show_default=True, help="Side of a sub-image in pixels.")
 @click.option("--step", default=240, show_default=True, help="Distance between sub-images in pixels.")
 @click.option("--minimum", default=96, show_default=True, help="Leave out photos with a smaller side.")
@@ -89,7 +90,7 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
 
 
 @data.command()
-@click.argument("shards")
+@click.argument("shards", callback=place)
 @json_option
 def check(shards: str, as_json: bool) -> None:
     """Compare every shard with the manifest; names what is damaged or missing (exit code 3)."""
@@ -109,7 +110,7 @@ def check(shards: str, as_json: bool) -> None:
 
 
 @data.command()
-@click.argument("shards")
+@click.argument("shards", callback=place)
 @click.option("--sheet", metavar="PNG", help="Write a contact sheet of sub-images of different photos here.")
 @json_option
 def info(shards: str, sheet: str | None, as_json: bool) -> None:
@@ -179,11 +180,12 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
     from ray_sr.recipe_reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    place = shards or recipe.data.shards
-    if place is None:
+    shards = shards or recipe.data.shards
+    if shards is None:
         raise click.UsageError("no data: give --data SHARDS, or data.shards in the recipe")
     connect_ray()
     from ray_sr.data.bench import measure, table
+    from ray_sr.storage import place_of
 
-    figures = measure(recipe, place, seconds, processes or len(os.sched_getaffinity(0)))
+    figures = measure(recipe, place_of(shards), seconds, processes or len(os.sched_getaffinity(0)))
     show(figures, table(figures), as_json)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--data", "shards", metavar="SHARDS", help="Shards of `ray-sr data prepare`.")
 @click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
+@click.option("--continue", "or_begin", is_flag=True, help="Go on if there is a checkpoint in RUN, else begin.")
 @click.option("--plan", "only_plan", is_flag=True, help="Run 50 steps of each stage and say what all will take.")
 @click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) an hour.")
 @json_option
@@ -30,6 +31,7 @@ def train(
     shards: str | None,
     output: str | None,
     resume: bool,
+    or_begin: bool,
     only_plan: bool,
     hourly: float | None,
     as_json: bool,
@@ -41,8 +43,8 @@ def train(
     from ray_sr.recipe_reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    if resume and output is None:
-        raise click.UsageError("--resume needs the folder of the run: -o RUN")
+    if (resume or or_begin) and output is None:
+        raise click.UsageError("--resume and --continue need the folder of the run: -o RUN")
     if only_plan:
         _plan(recipe, shards, hourly, as_json)
         return
@@ -53,16 +55,17 @@ def train(
     from ray_sr.training.runs import Run
 
     run = Run.at(folder)
+    resume = resume or (or_begin and run.checkpoint() is not None)
     if resume:
         _say_changes(Run.existing(folder).recipe().dump(), recipe.dump())
     with TrainingProgress(recipe, quiet=as_json) as progress:
         trained = launch(recipe, run, shards=shards, resume=resume, listen=progress.hear)
     generator = str(run.generator())
-    text = f"{run.folder}: {trained.step} steps done"
+    text = f"{run.place}: {trained.step} steps done"
     if "psnr_y" in trained.metrics:
         gain = trained.metrics["psnr_y"] - trained.metrics["bicubic_psnr_y"]
         text += f", PSNR-Y {trained.metrics['psnr_y']:.2f} dB on the held-out photos ({gain:+.2f} dB to bicubic)"
-    result = {"run": str(run.folder), "step": trained.step, "metrics": trained.metrics, "generator": generator}
+    result = {"run": run.place, "step": trained.step, "metrics": trained.metrics, "generator": generator}
     show(result, f"{text}\ngenerator: {generator}", as_json)
 
 

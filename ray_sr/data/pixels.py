@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from ray_sr.cluster import is_one_node
 from ray_sr.data.crops import SubImage, Visit
 from ray_sr.data.encoding import decode_pixels
 from ray_sr.data.manifest import Encoding, Manifest, Shard, Split, read_manifest
@@ -221,11 +222,6 @@ def open_pixels(index: Index, cache: str) -> Pixels:
     return _decode_all(index)
 
 
-def alone() -> bool:
-    """Whether the cluster is one node."""
-    return sum(node["Alive"] for node in ray.nodes()) == 1
-
-
 def _decode_all(index: Index) -> CachedPixels:
     starts = _group_starts(index)
     chunk = np.zeros(len(index), np.int32)
@@ -241,7 +237,7 @@ def _decode_all(index: Index) -> CachedPixels:
         )
         for start, rows in zip(starts, members, strict=True)
     )
-    held = len(refs) if alone() else HELD_CHUNKS
+    held = len(refs) if is_one_node() else HELD_CHUNKS
     return CachedPixels(len(index), chunk, place.astype(np.int32), refs, held)
 
 

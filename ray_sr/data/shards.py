@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from ray_sr.cluster import require_shared
 from ray_sr.data.cutting import PHOTO_LIMITS, SHARD_SCHEMA, Record, read_and_cut, stored_bytes
 from ray_sr.data.manifest import Cutting, Manifest, Shard, Split, write_manifest
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
@@ -33,6 +34,7 @@ from ray_sr.storage import (
     read_file,
     remove_quietly,
     temporary_name,
+    write_file,
 )
 
 ROWS_IN_GROUP = 16  # rows of a Parquet row group: what a reader decodes together
@@ -86,6 +88,7 @@ def prepare(
     make_folder(filesystem, folder)
     if inputs is not None:
         photos = _with_partners(photos, inputs, cutting.input_scale)
+    _require_shared_folder(output, photos)
     groups = _groups(photos, _split(photos, validation, hold_out), cutting)
     records: list[dict[str, Any]] = []
     shards: list[Shard] = []
@@ -110,6 +113,17 @@ def prepare(
     write_manifest(filesystem, folder, manifest, records)
     _remove_strays(filesystem, folder, keep={group.shard for group in groups})
     return Prepared(manifest, records)
+
+
+def _require_shared_folder(output: str, photos: Sequence[PhotoFile]) -> None:
+    """Whether all nodes see the same folder, by a file that is there for the time of asking."""
+    filesystem, folder = open_filesystem(output)
+    mark = temporary_name(f"{folder}/shared")
+    write_file(filesystem, mark, b"")
+    try:
+        require_shared(output if "://" in output else mark, *[photo.uri.partition("#")[0] for photo in photos[:1]])
+    finally:
+        remove_quietly(filesystem, mark)
 
 
 def _with_partners(photos: Sequence[PhotoFile], inputs: str, scale: int) -> list[PhotoFile]:

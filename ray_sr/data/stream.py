@@ -26,9 +26,10 @@ import numpy as np
 import ray
 from ray.data import Dataset
 
+from ray_sr.cluster import is_one_node
 from ray_sr.data.ahead import single_threaded
 from ray_sr.data.crops import CropPlan, SubImage, Visit, cut_crops, degrade_crops, make_crops
-from ray_sr.data.pixels import CachedPixels, Index, Pixels, alone, open_pixels, read_index
+from ray_sr.data.pixels import CachedPixels, Index, Pixels, open_pixels, read_index
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.recipe import Recipe
 
@@ -113,7 +114,7 @@ def open_stream(recipe: Recipe, shards: str, first_row: Callable[[], int]) -> Ba
 
 def choose_place(plan: CropPlan) -> Place:
     """The faster place for batches of sub-images that are kept in memory: see the module's docstring."""
-    return "worker" if alone() and nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
+    return "worker" if is_one_node() and nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
 
 
 def nanoseconds_per_pixel(plan: CropPlan) -> float:

@@ -16,7 +16,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from ray_sr.errors import ResourceError
 from ray_sr.storage import first_line
-from ray_sr.training.state import Snapshot
+from ray_sr.training.state import STATE_FILE, Snapshot
 
 
 def report(summary: dict[str, Any], snapshot: Snapshot | None, monitor: Any, *, wait: bool) -> None:
@@ -50,13 +50,20 @@ def _upload(local: Checkpoint, name: str, *, snapshot: Snapshot, monitor: Any) -
             write_whole(snapshot, Path(place))
         else:
             snapshot.write(Path(local.path))
-            pyarrow.fs.copy_files(local.path, place, destination_filesystem=storage.storage_filesystem)
+            upload(Path(local.path), storage.storage_filesystem, place)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
         message = f"{place}: cannot write the checkpoint: {first_line(error)}; the former one is whole"
         refusal = {"event": "error", "step": snapshot.step, "message": message, "kind": ResourceError.__name__}
         ray.get(monitor.log.remote(refusal))
         raise
     return Checkpoint(place, storage.storage_filesystem)
+
+
+def upload(folder: Path, filesystem: pyarrow.fs.FileSystem, place: str) -> None:
+    """The files of a checkpoint to a bucket, which knows no rename: the state comes last and makes it whole."""
+    filesystem.create_dir(place, recursive=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == STATE_FILE):
+        pyarrow.fs.copy_files(str(path), f"{place}/{path.name}", destination_filesystem=filesystem)
 
 
 def write_whole(snapshot: Snapshot, folder: Path) -> None:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,7 +21,8 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
-from ray_sr.data.manifest import read_manifest
+from ray_sr.cluster import capacity, require_shared
+from ray_sr.data.manifest import MANIFEST, read_manifest
 from ray_sr.data.stream import batch_dataset, open_stream, segment_rows
 from ray_sr.errors import ClusterError, InputError, ModelError, RaySRError, RecipeError, ResourceError
 from ray_sr.features import resolve_feature_weights
@@ -30,7 +30,7 @@ from ray_sr.images import write_bytes
 from ray_sr.model_store import load_model
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import recipe_yaml
-from ray_sr.storage import first_line
+from ray_sr.storage import first_line, place_of
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
 from ray_sr.training.trackers import Trackers, check_trackers
@@ -83,14 +83,17 @@ def train(
     scaling = _scaling(recipe)
     weights = _initial_weights(recipe.init, recipe) if recipe.init else None
     facts = _write_facts(recipe, run, place, digest)
+    shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
+    require_shared(*shared)
     monitor = start_monitor()
     stream = open_stream(recipe, place, FirstRow(monitor))
     unknown = run.forget_broken_note() if resume else None
     rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
     config = {
         "recipe": recipe.dump(),
-        "resume": str(unknown) if unknown else None,
+        "resume": unknown,
         "shards": place,
+        "shared": [file for file in shared if "://" not in file],
         "monitor": monitor,
         "init": ray.put(weights) if weights is not None else None,
         "stream": ray.put(stream),
@@ -122,21 +125,21 @@ def _shards_of(recipe: Recipe, shards: str | None) -> str:
     place = shards or recipe.data.shards
     if place is None:
         raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return place_of(place)
 
 
 def _check_run(run: Run, resume: bool) -> None:
     has_checkpoint = run.checkpoint() is not None
     if resume and not has_checkpoint:
-        raise InputError(f"{run.folder}: nothing to resume, there is no checkpoint: leave out --resume")
+        raise InputError(f"{run.place}: nothing to resume, there is no checkpoint: leave out --resume")
     if has_checkpoint and not resume:
-        raise RecipeError(f"{run.folder}: there is a run already: give --resume to go on, or another -o")
+        raise RecipeError(f"{run.place}: there is a run already: give --resume to go on, or another -o")
 
 
 def _scaling(recipe: Recipe) -> ScalingConfig:
     """Workers with their resources. Refuses what would leave no CPU to make crops: the run would never begin."""
     training = recipe.training
-    have = ray.cluster_resources()
+    have = capacity()
     gpus = have.get("GPU", 0)
     fewest = training.min_workers or training.workers
     wanted = fewest * training.gpus_per_worker
@@ -175,9 +178,12 @@ def _initial_weights(ref: str, recipe: Recipe) -> dict[str, torch.Tensor]:
 
 
 def _run_config(recipe: Recipe, run: Run) -> RunConfig:
+    filesystem, path = run.storage()
+    parent, _, name = path.rpartition("/")
     return RunConfig(
-        name=run.folder.name,
-        storage_path=str(run.folder.parent),
+        name=name,
+        storage_path=parent,
+        storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=recipe.training.max_failures),
         checkpoint_config=CheckpointConfig(num_to_keep=recipe.training.keep_checkpoints),
     )
@@ -200,8 +206,9 @@ def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str
         run.samples.mkdir(parents=True, exist_ok=True)
         run.recipe_file.write_text(recipe_yaml(recipe), encoding="utf-8")
         run.facts_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        run.push()
     except OSError as error:
-        raise ResourceError(f"{run.folder}: cannot write the run here: {first_line(error)}") from None
+        raise ResourceError(f"{run.place}: cannot write the run here: {first_line(error)}") from None
     return facts
 
 
@@ -239,6 +246,7 @@ class _Driver:
                 if self.stop.is_set() and not self.interrupted:
                     self._interrupt()
             self._drain(0)
+            self._push()
         finally:
             self.journal.close()
             restore()
@@ -298,12 +306,15 @@ class _Driver:
         try:
             if self.unwritable is None:
                 self._note(record)
-        except OSError as error:
-            self.unwritable = ResourceError(f"{self.run_folder.folder}: cannot write: {first_line(error)}")
+        except (OSError, ResourceError) as error:
+            wrong = ResourceError(f"{self.run_folder.place}: cannot write: {first_line(error)}")
+            self.unwritable = error if isinstance(error, ResourceError) else wrong
             self.monitor.stop.remote()
 
     def _note(self, record: Record) -> None:
         match record["event"]:
+            case "flush":
+                self.run_folder.push()
             case "error":
                 self.refusal = record
             case "sample":
@@ -316,6 +327,12 @@ class _Driver:
                 self.step = record["step"]
                 self.journal.write(record)
                 self._tell(record)
+
+    def _push(self) -> None:
+        try:
+            self.run_folder.push()
+        except ResourceError as error:
+            self.unwritable = self.unwritable or error
 
     def _tell(self, record: Record) -> None:
         for listen in self.listeners:

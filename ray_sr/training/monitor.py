@@ -51,7 +51,9 @@ class _Monitor:
         return records
 
     async def written(self) -> None:
-        """Returns when the driver has written every record."""
+        """Returns when the driver has written every record, to the bucket too if the run lies in one."""
+        self._records.append({"event": "flush"})
+        await self._notify()
         async with self._changed:
             await self._changed.wait_for(lambda: not self._records and not self._taken)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from ray_sr.progress import clock
 from ray_sr.recipe import Recipe
+from ray_sr.storage import STORAGE
 from ray_sr.training.launch import train
 from ray_sr.training.monitor import Record
 from ray_sr.training.runs import Run
@@ -79,10 +84,9 @@ def plan(
     hourly: float | None = None,
     listen: Callable[[Record], None] = lambda record: None,
 ) -> Plan:
-    """Measure up to 50 steps of each stage in a temporary folder; Ray must be running."""
+    """Measure up to 50 steps of each stage in a temporary run; Ray must be running."""
     short = _shortened(recipe)
-    with tempfile.TemporaryDirectory(prefix="ray-sr-plan-") as folder:
-        run = Run.at(Path(folder) / "plan")
+    with _temporary_run() as run:
         train(short, run, shards=shards, listen=listen)
         records, start = run.records("train"), run.records("start")[-1]
     stages = [
@@ -93,6 +97,22 @@ def plan(
     workers = recipe.training.workers
     units = workers if start["compute"].startswith("CPU") else workers * recipe.training.gpus_per_worker
     return Plan(stages, workers, units, start["compute"], hourly)
+
+
+@contextmanager
+def _temporary_run() -> Iterator[Run]:
+    """A run below RAY_SR_STORAGE, which all nodes reach; without that, in a folder of this machine."""
+    if STORAGE not in os.environ:
+        with tempfile.TemporaryDirectory(prefix="ray-sr-plan-") as folder:
+            yield Run.at(Path(folder) / "plan")
+        return
+    run = Run.at(f".plan-{uuid.uuid4().hex[:8]}")
+    try:
+        yield run
+    finally:
+        filesystem, path = run.storage()
+        filesystem.delete_dir(path)
+        shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def _shortened(recipe: Recipe) -> Recipe:

@@ -52,6 +52,10 @@ class TrainingProgress:
                     f"step {record['step']}: {self._psnr} dB (bicubic {record['bicubic_psnr_y']:.2f}), "
                     f"RGB {record['psnr_rgb']:.2f}"
                 )
+            case "notice":
+                left = "" if record["seconds"] is None else f" in {record['seconds']:.0f} s"
+                nodes = f"{record['nodes']} node(s) will go{left}"
+                self._progress.say(f"step {record['step']}: {nodes}: a checkpoint is saved before")
             case "waiting":
                 self._progress.say("nothing for a minute and no CPU of the cluster is free: it waits, or is slow")
             case "stopping":

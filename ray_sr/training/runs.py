@@ -1,17 +1,24 @@
-"""The folder of a run: recipe.yaml, metrics.jsonl, samples/, best/, run.json and Ray Train's checkpoints."""
+"""The folder of a run: recipe.yaml, metrics.jsonl, samples/, best/, run.json and Ray Train's checkpoints.
+
+A run can lie in a bucket: then `folder` is a copy of its small files, which `push` brings there.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError
 from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import load_recipe
+from ray_sr.storage import exists, open_filesystem, place_of, read_file
+from ray_sr.training.mirror import CHECKPOINTS, Mirror
 from ray_sr.training.monitor import Record, read_journal
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, STATE_FILE
 
@@ -23,18 +30,39 @@ class Run:
     """Paths inside a run's folder."""
 
     folder: Path
+    mirror: Mirror | None = None
 
     @classmethod
     def at(cls, folder: str | Path) -> Run:
-        return cls(Path(folder).expanduser().absolute())
+        """The run at a folder or URI (below RAY_SR_STORAGE where that is set), as it is there now."""
+        place = place_of(folder)
+        if "://" not in place:
+            return cls(Path(place))
+        mirror = Mirror.of(place)
+        mirror.pull()
+        return cls(mirror.folder, mirror)
 
     @classmethod
     def existing(cls, folder: str | Path) -> Run:
         """A run that has begun; InputError where there is none."""
         run = cls.at(folder)
         if not run.recipe_file.is_file():
-            raise InputError(f"{folder}: no run here (no recipe.yaml): `ray-sr train -o` makes one")
+            raise InputError(f"{run.place}: no run here (no recipe.yaml): `ray-sr train -o` makes one")
         return run
+
+    @property
+    def place(self) -> str:
+        """The folder or URI where the run is."""
+        return self.mirror.uri if self.mirror else str(self.folder)
+
+    def storage(self) -> tuple[pafs.FileSystem, str]:
+        """The filesystem that the checkpoints are on, and the run's path there."""
+        return open_filesystem(self.place)
+
+    def push(self) -> None:
+        """Bring what is new to the bucket, if the run lies in one. Raises ResourceError."""
+        if self.mirror:
+            self.mirror.push()
 
     @property
     def recipe_file(self) -> Path:
@@ -70,29 +98,38 @@ class Run:
         return read_journal(self.journal, lambda record: record.get("event") == event)
 
     def checkpoint(self) -> Path | None:
-        """The last checkpoint, as Ray Train noted it; None before the first.
+        """Folder of the last checkpoint, as Ray Train noted it; None before the first. In a bucket, it is there.
 
         Where its note is missing or cut off by a crash or a full disk, the newest of the folders, which are
-        whole because they are renamed when they are.
+        whole because they are renamed when they are; in a bucket, because their state comes last.
         """
-        if noted := self._noted_checkpoint():
-            return noted
-        whole = sorted(self.folder.glob(f"checkpoint_*/{STATE_FILE}"))
-        return whole[-1].parent if whole else None
+        name = self._noted_checkpoint() or self._newest_checkpoint()
+        return self.folder / name if name else None
 
-    def forget_broken_note(self) -> Path | None:
+    def _newest_checkpoint(self) -> str | None:
+        filesystem, root = self.storage()
+        infos = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        folders = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
+        names = sorted((name for name in folders if name.startswith(CHECKPOINTS)), reverse=True)
+        return next((name for name in names if exists(filesystem, f"{root}/{name}/{STATE_FILE}")), None)
+
+    def forget_broken_note(self) -> str | None:
         """Remove Ray Train's note where it cannot be read, since Ray Train stops at it.
 
-        Returns the checkpoint to go on from if Ray Train does not know it.
+        Returns the place of the checkpoint to go on from if Ray Train does not know it.
         """
         if self._noted_checkpoint():
             return None
-        (self.folder / _SNAPSHOT).unlink(missing_ok=True)
-        return self.checkpoint()
+        filesystem, root = self.storage()
+        if exists(filesystem, f"{root}/{_SNAPSHOT}"):
+            filesystem.delete_file(f"{root}/{_SNAPSHOT}")
+        name = self._newest_checkpoint()
+        return f"{self.place}/{name}" if name else None
 
-    def _noted_checkpoint(self) -> Path | None:
+    def _noted_checkpoint(self) -> str | None:
+        filesystem, root = self.storage()
         try:
-            noted = json.loads((self.folder / _SNAPSHOT).read_bytes())
+            noted = json.loads(read_file(filesystem, f"{root}/{_SNAPSHOT}"))
         except (FileNotFoundError, ValueError):
             return None
         if not noted.get("latest_checkpoint_result"):
@@ -100,8 +137,8 @@ class Run:
         from ray.train import Result
 
         logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells at length that it found the run
-        latest = Result.from_path(str(self.folder)).checkpoint
-        return Path(latest.path) if latest else None
+        latest = Result.from_path(root, storage_filesystem=filesystem).checkpoint
+        return PurePosixPath(latest.path).name if latest else None
 
     def keep_best(self, record: Record, most: int) -> None:
         """Write the generator of a `best` record and forget the worst of its stage beyond `most`."""
@@ -125,12 +162,12 @@ class Run:
         if stage == "best":
             kept = self._best_of("gan") or self._best_of("pretrain")
             if not kept:
-                raise InputError(f"{self.folder}: no validation yet, so no best generator")
+                raise InputError(f"{self.place}: no validation yet, so no best generator")
             return kept[0]
         checkpoint = self.checkpoint()
-        if checkpoint is None or not (checkpoint / STATE_FILE).exists():
-            raise InputError(f"{self.folder}: no checkpoint yet")
-        pretrained = checkpoint / PRETRAINED_FILE
-        if stage == "pretrain" and pretrained.exists():
-            return pretrained
-        return checkpoint / GENERATOR_FILE
+        filesystem, root = self.storage()
+        if checkpoint is None or not exists(filesystem, f"{root}/{checkpoint.name}/{STATE_FILE}"):
+            raise InputError(f"{self.place}: no checkpoint yet")
+        pretrained = stage == "pretrain" and exists(filesystem, f"{root}/{checkpoint.name}/{PRETRAINED_FILE}")
+        name = f"{checkpoint.name}/{PRETRAINED_FILE if pretrained else GENERATOR_FILE}"
+        return self.mirror.fetch(name) if self.mirror else self.folder / name

@@ -13,16 +13,20 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
+from ray_sr.cluster import capacity, missing_here, not_shared
 from ray_sr.data.feeding import Batch, made_by_tasks, made_here, spare_threads
 from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError, ResourceError
 from ray_sr.losses import build_content_losses
 from ray_sr.models.weights import encode_weights
 from ray_sr.recipe import Recipe
+from ray_sr.storage import open_filesystem
 from ray_sr.training import checkpoints
 from ray_sr.training.compute import Compute
+from ray_sr.training.notices import Notices
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, Part, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
@@ -85,6 +89,8 @@ class Worker:
         self.recipe = Recipe.model_validate(config["recipe"])
         self.monitor = config["monitor"]
         self.data_card = config["data"]
+        if missing := missing_here(config["shared"]):
+            raise not_shared(missing)
         self.stream: BatchStream = ray.get(config["stream"])
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
@@ -96,6 +102,7 @@ class Worker:
         self._restore(config)
         self.first_row, self.segment_rows = self.state.step * self.rows, config["segment_rows"]
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
+        self.notices = Notices(self.state.step, self._agree)
         self.meter = Meter()
         self.wait = 0.0
         self.number = 0
@@ -114,7 +121,8 @@ class Worker:
             ending = stage_ended or self.state.done
             stopping = self._log(ending)
             metrics = self._validate(ending)
-            self._checkpoint(metrics, ending or stopping)
+            going = self._heed_notice()
+            self._checkpoint(metrics, ending or stopping or going)
             if stage_ended:
                 self.step = self._build_step()
 
@@ -129,7 +137,9 @@ class Worker:
             with checkpoint.as_directory() as folder:
                 self.state.load(Path(folder))
         elif config["resume"] is not None:
-            self.state.load(Path(config["resume"]))
+            filesystem, path = open_filesystem(config["resume"])
+            with Checkpoint(path, filesystem).as_directory() as folder:
+                self.state.load(Path(folder))
         elif config["init"] is not None:
             self.state.load_generator(ray.get(config["init"]))
 
@@ -166,7 +176,7 @@ class Worker:
 
     def _leave_room(self) -> None:
         """Workers that move together after a node is lost may take the CPUs that make crops, and wait for ever."""
-        have = ray.cluster_resources().get("CPU", 0)
+        have = capacity().get("CPU", 0)
         if self.stream.by_tasks and have < self.world * self.recipe.training.cpus_per_worker + 1:
             raise ResourceError(
                 f"the cluster has {have:g} CPUs now: {self.world} workers leave none to make crops; "
@@ -241,7 +251,7 @@ class Worker:
             self.stop_answer = self.monitor.log.remote(record)
         else:
             asked = False
-        return self._agree(asked)
+        return bool(self._agree(asked))
 
     def _check_finite(self) -> None:
         if any(float(optimizer.bad_in_a_row) >= MOST_BAD_STEPS for optimizer in self.step.optimizers):
@@ -250,13 +260,23 @@ class Worker:
                 "learning rate or the loss weights, then go on from the last checkpoint with --resume"
             )
 
-    def _agree(self, asked: bool) -> bool:
-        """Rank 0's wish on all ranks, so that all leave the loop at the same step."""
+    def _agree(self, value: float) -> float:
+        """Rank 0's value on all ranks, so that all do the same at the same step."""
         if self.world == 1:
-            return asked
-        wish = torch.tensor(float(asked), device=self.compute.device)
-        distributed.broadcast(wish, src=0)
-        return bool(wish)
+            return value
+        shared = torch.tensor(float(value), device=self.compute.device)
+        distributed.broadcast(shared, src=0)
+        return float(shared)
+
+    def _heed_notice(self) -> bool:
+        """Whether a node is to go, as was not known before: a checkpoint is due while it is there."""
+        notice = self.notices.new(self.state.step)
+        if notice is None:
+            return False
+        if self.rank == 0:
+            record = {"event": "notice", "step": self.state.step, "nodes": notice.nodes, "seconds": notice.seconds}
+            self.monitor.log.remote(record)
+        return True
 
     def _validate(self, ending: bool) -> dict[str, float]:
         if not self.validator.photos_in_all:
@@ -282,11 +302,11 @@ class Worker:
             record = {"event": "best", "step": self.state.step, "stage": self.stage, "weights": weights}
             self.monitor.log.remote({**record, "psnr_y": psnr_y})
 
-    def _checkpoint(self, metrics: dict[str, float], ending: bool) -> None:
-        """Every worker reports; rank 0 brings the checkpoint."""
-        if not ending and self.state.step % self.recipe.training.checkpoint_every:
+    def _checkpoint(self, metrics: dict[str, float], at_once: bool) -> None:
+        """Every worker reports; rank 0 brings the checkpoint. `at_once`: whether due or not, and waited for."""
+        if not at_once and self.state.step % self.recipe.training.checkpoint_every:
             return
         snapshot = self.state.snapshot() if self.rank == 0 else None
         summary = {"step": self.state.step, "stage": self.stage, **metrics}
-        checkpoints.report(summary, snapshot, self.monitor, wait=ending)
+        checkpoints.report(summary, snapshot, self.monitor, wait=at_once)
         self.meter.began = time.perf_counter()

@@ -9,6 +9,7 @@ import numpy as np
 import ray
 import torch
 
+from ray_sr.cluster import capacity
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.models import build_generator, count_parameters
 from ray_sr.recipe import Recipe
@@ -23,7 +24,7 @@ def gpus_of_trial(recipe: Recipe) -> float:
     training = recipe.training
     wanted = training.device == "gpu"
     taken = training.workers * training.gpus_per_worker
-    there = ray.cluster_resources().get("GPU", 0) >= taken
+    there = capacity().get("GPU", 0) >= taken
     return taken if wanted or (training.device == "auto" and there) else 0
 
 
@@ -32,7 +33,7 @@ def trials_at_once(recipe: Recipe, asked: int | None = None) -> int:
 
     Raises ResourceError where `asked` is more than the cluster has room for.
     """
-    training, have = recipe.training, ray.cluster_resources()
+    training, have = recipe.training, capacity()
     room = int(have.get("CPU", 0) // (training.workers * training.cpus_per_worker + 1))
     if gpus := gpus_of_trial(recipe):
         room = min(room, int(have.get("GPU", 0) // gpus))

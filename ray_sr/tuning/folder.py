@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from ray_sr.errors import InputError, ResourceError
+from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_networks import Section
 from ray_sr.recipe_reader import load_recipe, recipe_yaml
-from ray_sr.storage import first_line
+from ray_sr.storage import first_line, place_of
 from ray_sr.training.runs import Run
 from ray_sr.tuning.space import Space, Values
 
@@ -85,7 +85,12 @@ class SweepFolder:
 
     @classmethod
     def at(cls, folder: str | Path) -> SweepFolder:
-        return cls(Path(folder).expanduser().absolute())
+        place = place_of(folder)
+        if "://" in place:
+            raise RecipeError(
+                f"{place}: the trials of a sweep lock files: give a folder, shared by NFS where nodes are"
+            )
+        return cls(Path(place))
 
     @property
     def card_file(self) -> Path:

@@ -27,6 +27,7 @@ from ray_sr.model_card import ModelRecord
 from ray_sr.model_store import Store
 from ray_sr.publishing import publish_run
 from ray_sr.recipe import Recipe
+from ray_sr.storage import place_of
 from ray_sr.training.launch import Interrupted
 from ray_sr.tuning.budget import check_budget, gpus_of_trial, trials_at_once
 from ray_sr.tuning.folder import SweepCard, SweepFolder, TrialCard
@@ -158,7 +159,7 @@ def _shards_of(recipe: Recipe, shards: str | None) -> str:
     place = shards or recipe.data.shards
     if place is None:
         raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return place_of(place)
 
 
 # --------------------------------------------------------------------------------------------------- Tune
