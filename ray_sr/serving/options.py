@@ -72,7 +72,6 @@ class ServiceLimits(Section):
     body_deadline_s: float = Field(30, gt=0, description="seconds in which the body must arrive")
     request_deadline_s: float = Field(60, gt=0, description="seconds for the work after the body has arrived")
     in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, per ingress")
-    queue_s: float = Field(30, gt=0, description="seconds of work, at the pace of late, that may be under way")
     in_flight_pixels: int = Field(1 << 28, ge=1, description="results under way at the same time, per ingress")
     jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
 

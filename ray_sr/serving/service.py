@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from ray_sr.image_headers import Header
 from ray_sr.serving import codec
 from ray_sr.serving.answers import Answer
 from ray_sr.serving.bodies import Wish, picture_in, read_body, wish_of
-from ray_sr.serving.budget import Budget, Lease, Pace
+from ray_sr.serving.budget import Budget, Lease
 from ray_sr.serving.codec_pool import CodecPool
 from ray_sr.serving.generators import Catalogue, Generators
 from ray_sr.serving.jobs import Job, Jobs, Progress
@@ -46,8 +46,7 @@ class Service:
         self.log = open_access_log(options.access_log)
         self.jobs = Jobs(self.limits.jobs, self._work_on_job, self._count_job)
         self._bytes = Budget(self.limits.in_flight_bytes, "bytes")
-        self.pixels = Budget(self.limits.in_flight_pixels, "pixels")
-        self.pace = Pace()
+        self._pixels = Budget(self.limits.in_flight_pixels, "pixels")
         processes = options.codec_processes or min(_CODECS, len(os.sched_getaffinity(0)))
         self._codec = CodecPool(processes)
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="headers")
@@ -67,9 +66,8 @@ class Service:
                 async with asyncio.timeout(deadline_s):
                     data, query = await self._picture(request, body, query)
                     query = _with_format(query, wish, data)
-                    with self.pixels.lease() as pixels:
-                        admission = _Admission(self, client, pixels)
-                        return await self._work(data, query, self.limits, admission), wish
+                    with self._pixels.lease() as pixels:
+                        return await self._work(data, query, self.limits, _Admission(pixels, client)), wish
             except TimeoutError:
                 raise Problem("timeout", f"no result within {deadline_s:g} s; send a smaller picture") from None
 
@@ -99,7 +97,7 @@ class Service:
             return self.jobs.begin(client.name, key, data, query)
 
     async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
-        return await self._work(data, query, self.limits.of_jobs(), _Admission(self), progress)
+        return await self._work(data, query, self.limits.of_jobs(), _Admission(None, Client()), progress)
 
     def _count_job(self, state: str) -> None:
         self.metrics.jobs.inc(1, {"state": state})
@@ -123,17 +121,15 @@ class Service:
             header = await self._in_thread(measure, data, limits)
             generators = await self.catalogue.pick(query.model)
             job = settle(query, await generators.model())
-            pixels = check_result(header, job, limits)
-            admission.admit(pixels)
-            self.metrics.in_flight.set(self.pixels.taken)
+            admission.admit(check_result(header, job, limits))
+            self.metrics.in_flight.set(self._pixels.taken)
             photo = await self._codec.decode(data, header, limits)
-        with self.pace.work(pixels) if progress is None else nullcontext():
-            with _timed(seconds, "queue"):
-                job, result = await _upscaled(generators, photo, query, job, progress)
-            seconds["queue"] -= result.seconds
-            seconds["infer"] = result.seconds
-            with _timed(seconds, "encode"):
-                encoded = await self._codec.encode(result.photo, job)
+        with _timed(seconds, "queue"):
+            job, result = await _upscaled(generators, photo, query, job, progress)
+        seconds["queue"] -= result.seconds
+        seconds["infer"] = result.seconds
+        with _timed(seconds, "encode"):
+            encoded = await self._codec.encode(result.photo, job)
         self.metrics.picture(header.width * header.height, encoded.width * encoded.height, seconds)
         return Answer(encoded, job, result.model, seconds)
 
@@ -143,36 +139,17 @@ class Service:
 
 
 class _Admission:
-    """What a request has to pay for its pixels: a share of what is under way, and the client's quota.
+    """What a request has to pay for its pixels: a share of what is under way, and the client's quota."""
 
-    Jobs, which have no lease, have paid when they were sent.
-    """
-
-    def __init__(self, service: Service, client: Client | None = None, lease: Lease | None = None) -> None:
-        self._service = service
-        self._client = client
+    def __init__(self, lease: Lease | None, client: Client) -> None:
         self._lease = lease
+        self._client = client
 
     def admit(self, pixels: int) -> None:
         """Raises Problem: overloaded or rate-limited."""
         if self._lease is not None:
-            self._refuse_long_waits(pixels)
             self._lease.add(pixels)
-        if self._client is not None:
-            self._client.charge(pixels)
-
-    def _refuse_long_waits(self, pixels: int) -> None:
-        """What could not be done in time is better refused at once. One picture alone is always tried."""
-        service = self._service
-        taken, rate = service.pixels.taken, service.pace.rate
-        if rate is None or not taken:
-            return
-        wait_s = (taken + pixels) / rate
-        if wait_s > service.limits.queue_s:
-            after = max(1, round(wait_s - service.limits.queue_s))
-            raise Problem(
-                "overloaded", "more is waiting than can be done in time; try again later", retry_after=after
-            )
+        self._client.charge(pixels)
 
 
 async def _upscaled(

@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from ray_sr.serving.budget import Budget, Pace
+from ray_sr.serving.budget import Budget
 from ray_sr.serving.problems import Problem
 
 
@@ -39,38 +39,3 @@ def test_errors_inside_give_back() -> None:
     with pytest.raises(KeyError), budget.lease(6):
         raise KeyError
     assert budget.taken == 0
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_pace_is_what_is_done_while_there_is_work() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-    assert pace.rate is None
-    for _ in range(20):
-        with pace.work(30), pace.work(70):  # beside each other: 100 in two seconds
-            clock.now += 2
-        clock.now += 1000  # rest does not count
-    assert pace.rate == pytest.approx(50, rel=0.1)
-
-
-def test_pace_follows_what_happens_lately_and_failures_count_as_nothing_done() -> None:
-    clock = Clock()
-    pace = Pace(clock)
-    with pace.work(100):
-        clock.now += 1
-    for _ in range(20):
-        with pace.work(100):
-            clock.now += 10
-    assert pace.rate == pytest.approx(10, rel=0.3)
-    for _ in range(10):
-        with suppress(KeyError), pace.work(100):
-            clock.now += 10
-            raise KeyError
-    assert pace.rate is not None
-    assert pace.rate < 2
