@@ -85,6 +85,8 @@ class JobServer:
 
         A connection that breaks is made again where the log stopped. ClusterError where the job could not run.
         """
+        with self._talking():
+            self._client.get_job_status(job_id)  # raises for an id that nobody knows
         log = _Log(show)
         reached = time.monotonic()
         while True:

@@ -135,6 +135,9 @@ def test_submit_ends_with_the_exit_code_of_the_job(head: Head, clean: Path, tmp_
     again = ended(head, clean, *SUBMIT, "--follow", "lost")
     assert again[0] == 3
     assert "no run here" in again[1]
+    code, _, err = ended(head, clean, *SUBMIT, "--follow", "nobody")
+    assert code == 6
+    assert "nobody does not exist" in err
 
 
 def test_an_interrupted_submit_leaves_the_job_which_can_be_stopped_with_a_checkpoint(
