@@ -110,6 +110,7 @@ def test_death_at_work_is_an_answer_and_the_next_picture_is_fine(number: signal.
         await decoded(pool, small)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
         work = asyncio.create_task(decoded(pool, small))
         await arrival(pid)
         os.kill(pid, number)
@@ -168,6 +169,7 @@ def test_who_leaves_ends_the_process_and_frees_its_place() -> None:
         await decoded(pool, small)
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)  # it would never answer
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
         work = asyncio.create_task(decoded(pool, small))
         await arrival(pid)
         work.cancel()
