@@ -80,6 +80,7 @@ GENERATORS = {
     "srgan-mae-jpeg-x4": SRRESNET,
     "srresnet-x4": SRRESNET,
     "msrresnet-x4": {"trainable": 1_517_571, "buffers": 0},
+    "light-x4": {"trainable": 1_792 + 16 * 73_856 + 27_696, "buffers": 0},  # first, blocks, last
     "msrgan-x4": {"trainable": 1_517_571, "buffers": 0},
     "esrgan-x4": RRDBNET,
     "realesrgan-x4": RRDBNET,
