@@ -57,7 +57,9 @@ def environment_of(temporary: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAY_SR_"))}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     code = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return {**kept, **token, **code, "RAY_TMPDIR": temporary, "OMP_NUM_THREADS": "1"}
+    # `python` of a job's entry point is this one, as in an image, whether its environment is activated or not.
+    path = {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+    return {**kept, **token, **code, **path, "RAY_TMPDIR": temporary, "OMP_NUM_THREADS": "1"}
 
 
 def wait_until_up(url: str, token: str, alive: Callable[[], bool] = lambda: True) -> None:
