@@ -94,6 +94,9 @@ def run_sweep(sweep: SweepFolder, *, concurrent: int | None = None, quiet: bool 
     cards = [card for trial in sweep.trials() if (card := trial.card())]
     ended = [card for card in cards if card.status != "running"]
     with SweepProgress(sweep.path.name, space, space.trials, done=len(ended), quiet=quiet) as progress:
+        for outcome in read_results(sweep).outcomes:
+            if outcome.objective is not None:
+                progress.known(outcome.number, outcome.objective)
         left = _left(space, cards)
         if left:
             progress.say(_greeting(space, recipe, len(ended), len(left), at_once))
