@@ -65,7 +65,9 @@ def listed(hosts: Hosts, what: str, *filters: str) -> list[dict[str, Any]]:
 
     def ask() -> str | None:
         code, out, _ = hosts.ended(*command)
-        return out if code == 0 else None  # the dashboard is not up yet, or too busy to answer
+        if code != 0:
+            return None  # the dashboard is not up yet, or too busy to answer
+        return "[]" if out.startswith("No resource in the cluster") else out
 
     found: list[dict[str, Any]] = json.loads(wait(ask, f"Ray's list of {what}"))
     return found
