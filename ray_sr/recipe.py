@@ -372,7 +372,7 @@ class TrainingSpec(Section):
     compile: bool = Field(False, description="torch.compile both networks")
     tf32: bool = Field(True, description="float32 products of a GPU may round to TF32 (10 bits of mantissa)")
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all workers")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator; 0 for none")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator, lower at first; 0 for none")
     clip_gradients: Positive | None = Field(None, description="largest norm of each network's gradient")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")

@@ -17,7 +17,11 @@ class MSRResNet(Generator):
 
     x3 is one pixel shuffle by 3, x2, x4 and x8 are one, two and three by 2. With `upsampling: direct` the last
     convolution makes all output pixels at low resolution and one pixel shuffle places them, as IMDN ends
-    (arXiv 1909.11856, section 3). All convolutions start from Kaiming-normal weights times 0.1 and zero biases.
+    (arXiv 1909.11856, section 3).
+
+    The residual branches and the last convolution start from Kaiming-normal weights times 0.1, so that the
+    network starts near the enlarged input. The others do not, as they do in BasicSR: where four in a row start
+    small, first gradients are below the epsilon of Adam and nothing is learned for hundreds of steps.
     """
 
     def __init__(self, spec: MSRResNetSpec, scale: int) -> None:
@@ -34,7 +38,8 @@ class MSRResNet(Generator):
             self.conv_last: nn.Module = conv3(channels, 3)
         else:
             self.conv_last = ShuffledConv(channels, 3, scale)
-        scale_kaiming(self, 0.1)
+        for start_small in (self.body, self.conv_last):
+            scale_kaiming(start_small, 0.1)
         self.capability = Capability(
             scale=scale,
             channels=3,

@@ -20,7 +20,7 @@ from ray_sr.models.weights import encode_weights, load_strict
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_networks import NetworkSpec
 from ray_sr.training.compute import Compute
-from ray_sr.training.optimizer import GuardedOptimizer, average_weights
+from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights
 
 StageName = Literal["pretrain", "gan"]
 STATE_FILE = "state.pt"
@@ -87,7 +87,8 @@ class TrainState:
 
     def advance(self) -> bool:
         """Count a finished step and average the weights. True where the next step begins another stage."""
-        average_weights(self.average, self.generator, self.recipe.training.ema)
+        decay = average_decay(self.recipe.training.ema, self.step)
+        average_weights(self.average, self.generator, decay)
         before = self.stage
         self.step += 1
         if self.done or self.stage == before:

@@ -259,9 +259,26 @@ def test_compiles_in_one_piece_with_free_sizes(network: NetworkSpec) -> None:
 def test_msrresnet_starts_near_its_bilinear_skip() -> None:
     torch.manual_seed(0)
     generator = build_generator(NetworkSpec(scale=4, generator=MSRResNetSpec()))
-    conv = generator.body[3].conv1
-    assert conv.weight.std().item() == pytest.approx(0.1 * (2 / (64 * 9)) ** 0.5, rel=0.05)
-    assert all(not bias.any() for key, bias in generator.named_parameters() if key.endswith("bias"))
+    for conv in (generator.body[3].conv1, generator.conv_last):
+        assert conv.weight.std().item() == pytest.approx(0.1 * (2 / (64 * 9)) ** 0.5, rel=0.05)
+        assert not conv.bias.any()
+    assert generator.conv_hr.weight.std().item() == pytest.approx((1 / (3 * 64 * 9)) ** 0.5, rel=0.05)
+    image = picture(12, 16)
+    with torch.no_grad():
+        difference = generator(image) - F.interpolate(image, scale_factor=4, mode="bilinear")
+    assert difference.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("upsampling", ["progressive", "direct"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_msrresnet_learns_from_its_first_step(upsampling: str, scale: int) -> None:
+    """Adam hardly moves what has gradients below its epsilon of 1e-8."""
+    torch.manual_seed(0)
+    generator = build_generator(NetworkSpec(scale=scale, generator=MSRResNetSpec(upsampling=upsampling)))
+    lr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16 * scale, 16 * scale)
+    F.l1_loss(generator(lr), hr).backward()
+    for key, parameter in generator.named_parameters():
+        assert parameter.grad.abs().mean() > 2e-8, key
 
 
 def test_rrdbnet_scales_only_the_dense_convolutions_down() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_sr.recipe import OptimizerSpec, ScheduleSpec
-from ray_sr.training.optimizer import GuardedOptimizer, average_weights, rate_factor
+from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights, rate_factor
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,12 @@ def test_average_equals_the_model_after_convergence() -> None:
         average_weights(average, model, 0.9)
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)
+
+
+def test_average_forgets_the_first_weights_soon_and_then_keeps_its_decay() -> None:
+    first = 1.0
+    for step in range(100):
+        first *= average_decay(0.999, step)
+    assert first < 1e-6
+    assert average_decay(0.999, 100_000) == 0.999
+    assert [average_decay(0.0, step) for step in (0, 7)] == [0.0, 0.0]
