@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     print(describe_machine(torch.device("cpu")), file=sys.stderr)
     result = measure(options)
     ratio = result["sweep_over_by_hand"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,6 +24,7 @@ from ray_sr.images import Photo, encode
 _TOLERATED = 0.01  # share of requests that may fail at a rate that counts as borne
 _BISECTIONS = 5
 _NO_ANSWER = 0
+_OVERLOAD = 6  # times as long as the other loads, so that the queues of the service fill
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,14 @@ class Measured:
     p95_ms: float
     p99_ms: float
     refusal_p50_ms: float | None
+    refusal_p99_ms: float | None
     statuses: dict[str, int]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{number} x {status}" for status, number in sorted(self.statuses.items()))
-        refused = "" if self.refusal_p50_ms is None else f", refusals p50 {self.refusal_p50_ms:.0f} ms"
+        refused = ""
+        if self.refusal_p50_ms is not None:
+            refused = f", refusals p50 {self.refusal_p50_ms:.0f}, p99 {self.refusal_p99_ms:.0f} ms"
         latency = f"p50 {self.p50_ms:.0f}, p95 {self.p95_ms:.0f}, p99 {self.p99_ms:.0f} ms"
         return f"{self.offered:.2f}/s offered, {self.goodput:.2f}/s good, {latency}{refused} ({counts})"
 
@@ -174,8 +177,8 @@ async def bench(
 ) -> Result:
     """The loads that `ray-sr bench http` offers; `note` hears of each. Raises ClusterError."""
 
-    async def measure(rate: float) -> Measured:
-        measured = await offer(target, rate, seconds)
+    async def measure(rate: float, times_as_long: int = 1) -> Measured:
+        measured = await offer(target, rate, times_as_long * seconds)
         note(str(measured))
         return measured
 
@@ -183,7 +186,8 @@ async def bench(
     if rate is not None:
         return Result(bound_ms, None, [await measure(rate)])
     highest, course = await highest_rate(measure, bound_ms)
-    beyond = await measure(2 * max(measured.goodput for measured in course)) if overload else None
+    capacity = max(measured.goodput for measured in course)
+    beyond = await measure(2 * capacity, _OVERLOAD) if overload else None
     return Result(bound_ms, highest, course, beyond)
 
 
@@ -238,6 +242,7 @@ def _measured(target: Target, outcomes: Sequence[Outcome], spent: float, offered
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
-        refusal_p50_ms=round(statistics.median(refused), 2) if refused else None,
+        refusal_p50_ms=round(float(np.quantile(refused, 0.5)), 2) if refused else None,
+        refusal_p99_ms=round(float(np.quantile(refused, 0.99)), 2) if refused else None,
         statuses=dict(statuses),
     )

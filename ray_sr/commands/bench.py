@@ -96,7 +96,7 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
 @click.option("--size", "sizes", multiple=True, default=(128, 256), show_default=True, type=click.IntRange(8),
               help="Side of a picture; give it more than once for a mix.")  # fmt: skip
 @click.option("--key", help="API key, where the service asks for one.")
-@click.option("--overload", is_flag=True, help="Then offer twice the highest rate.")
+@click.option("--overload", is_flag=True, help="Then offer twice the capacity, six times as long.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw latency over rate into this .png or .svg.")
 @json_option
 def http(

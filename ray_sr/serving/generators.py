@@ -15,6 +15,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr.images import Photo
+from ray_sr.serving.budget import Line
 from ray_sr.serving.codec import Job
 from ray_sr.serving.messages import ModelInfo, ScaleChanged, ServedModel, Upscaled
 from ray_sr.serving.problems import Problem, problem_of
@@ -24,9 +25,10 @@ FRESH_S = 2.0  # for so long a model's description is not asked for again
 
 
 class Generators:
-    """The replicas of one model. Remembers the model that the last answer came from."""
+    """The replicas of one model, and the line before them. Remembers the model that the last answer came from."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], line: Line) -> None:
+        self.line = line
         self._handle = handle
         self._model: ModelInfo | None = None
         self._asked = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -13,6 +14,7 @@ from ray_sr import __version__
 from ray_sr.serving import job_routes, page, problems
 from ray_sr.serving.answers import picture_document, picture_headers
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
+from ray_sr.serving.budget import Line
 from ray_sr.serving.generators import Catalogue, Generators
 from ray_sr.serving.messages import Models, Status, UpscaledPicture
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
@@ -34,7 +36,8 @@ class Ingress:
 
     def __init__(self, options: ServiceOptions, *generators: DeploymentHandle[Any]) -> None:
         handles = zip(options.model_ids, generators, strict=True)
-        catalogue = Catalogue({name: Generators(handle) for name, handle in handles})
+        line = partial(Line, options.limits.queue_s, options.max_replicas * options.requests_per_replica)
+        catalogue = Catalogue({name: Generators(handle, line()) for name, handle in handles})
         self._service = Service(catalogue, options)
 
     def __del__(self) -> None:

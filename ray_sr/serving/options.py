@@ -73,6 +73,7 @@ class ServiceLimits(Section):
     request_deadline_s: float = Field(60, gt=0, description="seconds for the work after the body has arrived")
     in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, per ingress")
     in_flight_pixels: int = Field(1 << 28, ge=1, description="results under way at the same time, per ingress")
+    queue_s: float = Field(20, gt=0, description="seconds that a picture may have to wait; else it is refused")
     jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ParamSpec, TypeVar
 
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from ray_sr.image_headers import Header
 from ray_sr.serving import codec
 from ray_sr.serving.answers import Answer
 from ray_sr.serving.bodies import Wish, picture_in, read_body, wish_of
-from ray_sr.serving.budget import Budget, Lease
+from ray_sr.serving.budget import Budget, Lease, Line
 from ray_sr.serving.codec_pool import CodecPool
 from ray_sr.serving.generators import Catalogue, Generators
 from ray_sr.serving.jobs import Job, Jobs, Progress
@@ -97,7 +97,7 @@ class Service:
             return self.jobs.begin(client.name, key, data, query)
 
     async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
-        return await self._work(data, query, self.limits.of_jobs(), _Admission(None, Client()), progress)
+        return await self._work(data, query, self.limits.of_jobs(), None, progress)
 
     def _count_job(self, state: str) -> None:
         self.metrics.jobs.inc(1, {"state": state})
@@ -113,7 +113,7 @@ class Service:
         data: bytes,
         query: UpscaleQuery,
         limits: ServiceLimits,
-        admission: _Admission,
+        admission: _Admission | None,
         progress: Progress | None = None,
     ) -> Answer:
         seconds: dict[str, float] = {}
@@ -121,15 +121,17 @@ class Service:
             header = await self._in_thread(measure, data, limits)
             generators = await self.catalogue.pick(query.model)
             job = settle(query, await generators.model())
-            admission.admit(check_result(header, job, limits))
+            pixels = check_result(header, job, limits)
+        with admission.of(pixels, generators.line) if admission else nullcontext():
             self.metrics.in_flight.set(self._pixels.taken)
-            photo = await self._codec.decode(data, header, limits)
-        with _timed(seconds, "queue"):
-            job, result = await _upscaled(generators, photo, query, job, progress)
-        seconds["queue"] -= result.seconds
-        seconds["infer"] = result.seconds
-        with _timed(seconds, "encode"):
-            encoded = await self._codec.encode(result.photo, job)
+            with _timed(seconds, "decode"):
+                photo = await self._codec.decode(data, header, limits)
+            with _timed(seconds, "queue"):
+                job, result = await _upscaled(generators, photo, query, job, progress)
+            seconds["queue"] -= result.seconds
+            seconds["infer"] = result.seconds
+            with _timed(seconds, "encode"):
+                encoded = await self._codec.encode(result.photo, job)
         self.metrics.picture(header.width * header.height, encoded.width * encoded.height, seconds)
         return Answer(encoded, job, result.model, seconds)
 
@@ -139,17 +141,22 @@ class Service:
 
 
 class _Admission:
-    """What a request has to pay for its pixels: a share of what is under way, and the client's quota."""
+    """What a request has to pay for its pixels: a place in the line, a share of what is under way, its quota.
 
-    def __init__(self, lease: Lease | None, client: Client) -> None:
+    Jobs have none: they have paid when they came, and let others go first.
+    """
+
+    def __init__(self, lease: Lease, client: Client) -> None:
         self._lease = lease
         self._client = client
 
-    def admit(self, pixels: int) -> None:
-        """Raises Problem: overloaded or rate-limited."""
-        if self._lease is not None:
+    @contextmanager
+    def of(self, pixels: int, line: Line) -> Iterator[None]:
+        """Under way for the block. Raises Problem: overloaded or rate-limited."""
+        with line.place(pixels):
             self._lease.add(pixels)
-        self._client.charge(pixels)
+            self._client.charge(pixels)
+            yield
 
 
 async def _upscaled(
@@ -222,4 +229,4 @@ _WRITTEN: tuple[Format, ...] = ("png", "jpeg", "webp", "tiff")
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begin = time.perf_counter()
     yield
-    seconds[stage] = time.perf_counter() - begin
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - begin

@@ -103,7 +103,7 @@ def fake(capacity: float) -> tuple[list[float], object]:
     async def measure(rate: float) -> Measured:
         asked.append(rate)
         late = 10.0 if rate <= capacity else 5000.0
-        return Measured(rate, min(rate, capacity), late, late, late, None, {"200": 100})
+        return Measured(rate, min(rate, capacity), late, late, late, None, None, {"200": 100})
 
     return asked, measure
 
