@@ -7,6 +7,8 @@ VERSION is the sha256 of the weights file (12 digits), so publishing the same we
 Every file is written aside and renamed, and model.json comes last: a folder without it is not a model,
 whatever happened to its publisher. In a local folder (NFS included) publishers take turns by a lock on
 `.lock`; on object stores they need none to publish, and of two promotions at one moment the last one stays.
+
+ray-sr ships such a store, which is never written: what another store does not hold is looked for there.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ from ray_sr.storage import exists, first_line, make_folder, open_filesystem, rea
 logger = logging.getLogger(__name__)
 
 BUILT_IN = "bicubic"
+SHIPPED = Path(__file__).parent / "weights"
 LOCK_PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
 
 _STORAGE_ERRORS = (OSError, pa.ArrowException)
@@ -88,6 +91,8 @@ class Store:
         self.root = str(root or store_root())
         self._filesystem, path = open_filesystem(self.root)
         self._path = path.rstrip("/")
+        # Where models are looked for that are not here.
+        self._further = None if self.root == str(SHIPPED) else Store(SHIPPED)
 
     # ------------------------------------------------------------------------------------- publishing
 
@@ -190,19 +195,29 @@ class Store:
         return _newest_first([record for name in names for record in self._versions(name)])
 
     def show(self, ref: str) -> ModelRecord:
-        """The record of NAME (its newest version), NAME@VERSION or a channel; ModelError if there is none."""
+        """The record of NAME (its newest version), NAME@VERSION or a channel; ModelError if there is none.
+
+        What this store does not hold may be one of the shipped models.
+        """
+        found = self._show(ref)
+        if found is None and self._further:
+            found = self._further._show(ref)
+        return found or self._unknown(ref)
+
+    def _show(self, ref: str) -> ModelRecord | None:
         name, at, version = ref.partition("@")
         if at:
             found = [record for record in self._versions(name) if record.version.startswith(version)]
-            return found[0] if version and len(found) == 1 else self._unknown(ref)
+            return found[0] if version and len(found) == 1 else None
         if channel := self._channel(ref):
             return self._record(channel.current)
-        return next(iter(_newest_first(self._versions(name))), None) or self._unknown(ref)
+        return next(iter(_newest_first(self._versions(name))), None)
 
     def load(self, ref: str) -> Model:
         """The generator that `ref` means (see show), with its sha256 checked. Raises ModelError."""
         record = self.show(ref)
-        return _load_published(self._filesystem, self._folder(record.name, record.version), record)
+        store = self if self._further is None or self._holds(record) else self._further
+        return _load_published(store._filesystem, store._folder(record.name, record.version), record)
 
     def channels(self) -> dict[str, Channel]:
         """Every channel with its history."""
@@ -226,12 +241,18 @@ class Store:
         return records
 
     def _record(self, event: ChannelEvent) -> ModelRecord:
-        record = _read_record(self._filesystem, self._folder(event.name, event.version))
-        return record or self._unknown(event.ref)
+        return self._published(event.name, event.version) or self._unknown(event.ref)
+
+    def _published(self, name: str, version: str) -> ModelRecord | None:
+        found = _read_record(self._filesystem, self._folder(name, version))
+        return self._further._published(name, version) if found is None and self._further else found
+
+    def _holds(self, record: ModelRecord) -> bool:
+        return _read_record(self._filesystem, self._folder(record.name, record.version)) is not None
 
     def _unknown(self, ref: str) -> NoReturn:
         """Raise ModelError with what there is instead."""
-        records = self.list()
+        records = [*self.list(), *(self._further.list() if self._further else [])]
         names = [*dict.fromkeys(record.name for record in records), *self.channels()]
         if not names:
             raise ModelError(f"no model {ref!r}: the store {self.root} is empty; ray-sr models publish fills it")
@@ -259,7 +280,7 @@ class Store:
         with self._lock():
             present = self._channel(channel) or self._no_channel(channel)
             for event in present.former():
-                record = _read_record(self._filesystem, self._folder(event.name, event.version))
+                record = self._published(event.name, event.version)
                 if record and record.ref != present.current.ref:
                     self._append(channel, present, "rollback", record)
                     return record
@@ -269,6 +290,8 @@ class Store:
         """Delete NAME@VERSION. Raises ModelError for a promoted model and where no version is named."""
         with self._lock():
             record = self.show(ref)
+            if not self._holds(record):
+                raise ModelError(f"{record.ref} comes with ray-sr and cannot be deleted")
             if "@" not in ref:
                 raise ModelError(f"say which version of {ref!r} to delete: {record.ref} is the newest")
             holding = [name for name, channel in self.channels().items() if channel.current.ref == record.ref]

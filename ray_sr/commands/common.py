@@ -62,19 +62,17 @@ def connect_ray() -> None:
 
 
 def chosen_model(model: str | None, store: str | None) -> str:
-    """The MODEL to load: a run's folder stands for its last generator; none for `best`, else the newest."""
-    from ray_sr.errors import ModelError
+    """The MODEL to load: a run's folder stands for its last generator.
+
+    None for `best`, else the newest; for the best that comes with ray-sr where nothing is published.
+    """
     from ray_sr.model_store import Store
 
     if model is not None:
         return _generator_of_run(model) if _is_run(model) else model
     place = Store(store)
-    if "best" in place.channels():
-        return "best"
     records = place.list()
-    if not records:
-        raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
-    return records[0].ref
+    return "best" if not records or "best" in place.channels() else records[0].ref
 
 
 def _is_run(model: str) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ray_sr.commands.common import json_option, overrides_argument, show, store_option
+
+if TYPE_CHECKING:
+    from ray_sr.model_card import ModelRecord
 
 
 @click.group()
@@ -19,22 +23,30 @@ def models() -> None:
 @store_option
 @json_option
 def list_models(store: str | None, as_json: bool) -> None:
-    """Published models, the newest first, and the channels."""
-    from ray_sr.model_store import Store
+    """Published models, the newest first, the channels, and what comes with ray-sr."""
+    from ray_sr.model_store import SHIPPED, Store
 
-    place = Store(store)
+    place, shipped = Store(store), Store(SHIPPED).list()
     records, channels = place.list(), place.channels()
+
+    def line(record: ModelRecord, remark: str) -> str:
+        network = record.network
+        return f"{record.ref}  x{network.scale}  {network.generator.kind}  {record.date}  {remark}".rstrip()
+
+    def document(record: ModelRecord) -> dict[str, Any]:
+        return record.model_dump(mode="json", exclude={"recipe"})
+
     lines = [
-        f"{record.ref}  x{record.network.scale}  {record.network.generator.kind}  {record.date}  "
-        + ", ".join(name for name, channel in channels.items() if channel.current.ref == record.ref)
+        line(record, ", ".join(name for name, channel in channels.items() if channel.current.ref == record.ref))
         for record in records
-    ]
+    ] or [f"no models in {place.root}: `ray-sr models publish RUN` fills it"]
     result = {
         "store": place.root,
-        "models": [record.model_dump(mode="json", exclude={"recipe"}) for record in records],
+        "models": [document(record) for record in records],
         "channels": {name: channel.current.ref for name, channel in channels.items()},
+        "shipped": [document(record) for record in shipped],
     }
-    show(result, "\n".join(lines) or f"no models in {place.root}: `ray-sr models publish RUN` fills it", as_json)
+    show(result, "\n".join([*lines, *(line(record, "comes with ray-sr") for record in shipped)]), as_json)
 
 
 @models.command("show")
