@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole product once, small: about 5 minutes on 2 cores, then a report"
 	@echo "make test    lint, types and tests, on a real Ray"
 	@echo "make bench   training step and upscaling against plain loops"
+	@echo "make results BENCHMARKS=FOLDER   benchmarks/RESULTS.md; PEERS=FILE.py FEATURES=VGG19 add to it"
 	@echo "make setup   only the virtual environment in $(VENV)"
 
 setup: $(READY)
@@ -38,6 +39,10 @@ check: setup
 bench: setup
 	$(BIN)/ray-sr bench step
 	$(BIN)/ray-sr bench upscale
+
+results: setup
+	$(BIN)/python -m benchmarks.results $(BENCHMARKS) $(if $(PEERS),--peers $(PEERS)) \
+		$(if $(FEATURES),--features $(FEATURES)) -o benchmarks/RESULTS.md
 
 clean:
 	rm -rf $(VENV) demo

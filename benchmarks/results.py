@@ -1,0 +1,149 @@
+"""The tables of RESULTS.md: bicubic, the models that come with ray-sr, and public peers, on the same pixels.
+
+    python -m benchmarks.results BENCHMARKS [--peers FILE.py] [--features VGG19] [-o FILE.md] [--json FILE]
+
+BENCHMARKS holds folders of photographs, SET/HR. FILE.py has the peers' networks: a dict PEERS with the key
+(NAME, SCALE), and load(NAME, SCALE). Each row is what `ray-sr evaluate MODEL --hr BENCHMARKS/SET/HR` prints.
+Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 picture, all models by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ray_sr.benchmarks.machine import Bench, describe_machine
+from ray_sr.evaluation import COLUMNS, evaluate
+from ray_sr.features import FeatureNetwork, distance_network
+from ray_sr.model_store import SHIPPED, Model, Store, load_model
+from ray_sr.models import count_parameters
+from ray_sr.upscaling import Engine
+
+SCALES = (2, 4)
+FIGURES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "vgg19_conv3_4", "sharpness_ratio")
+LR_SIDES = (240, 320)
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model of a table, and the file that has it where it is a peer."""
+
+    name: str
+    model: Model
+    of_peers: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return count_parameters(self.model.module)["trainable"]
+
+
+def contenders(scale: int, peers: Path | None) -> list[Contender]:
+    """Bicubic, what comes with ray-sr at this scale, and the peers."""
+    found = [Contender("bicubic", load_model("bicubic", scale=scale))]
+    shipped = Store(SHIPPED)
+    for name in sorted({record.name for record in shipped.list() if record.network.scale == scale}):
+        found.append(Contender(name, shipped.load(name)))
+    if peers:
+        names = sorted(name for name, of in runpy.run_path(str(peers))["PEERS"] if of == scale)
+        found += [Contender(name, load_model(f"{peers}:{name}:{scale}"), of_peers=True) for name in names]
+    return found
+
+
+def rates(models: Sequence[Contender]) -> dict[str, float]:
+    """Megapixels of output a second."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*LR_SIDES, 3), np.uint8)
+
+    def run(engine: Engine) -> None:
+        engine.run(pixels, np.uint8)
+
+    works = {one.name: partial(run, Engine(one.model.module, one.model.capability)) for one in models}
+    times = Bench(torch.device("cpu"), ROUNDS).take_turns(works)
+    made = pixels.shape[0] * pixels.shape[1] * models[0].model.capability.scale ** 2
+    return {name: round(made / times.median(name) / 1e6, 2) for name in works}
+
+
+def measure(
+    benchmarks: Path, peers: Path | None, features: FeatureNetwork | None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of all tables, and the protocols that they were measured by."""
+    rows: list[dict[str, Any]] = []
+    protocols: dict[str, None] = {}
+    sets = sorted(path.parent.name for path in benchmarks.glob("*/HR"))
+    for scale in SCALES:
+        models = contenders(scale, peers)
+        speed = rates(models)
+        for photos in sets:
+            for one in models:
+                print(f"{photos} x{scale}: {one.name}", file=sys.stderr, flush=True)
+                found = evaluate(one.model, benchmarks / photos / "HR", features=features)
+                assert not found.left_out, found.left_out
+                protocols[found.protocol] = None
+                facts = {"set": photos, "scale": scale, "model": one.name, "peer": one.of_peers}
+                facts |= {"parameters": one.parameters, "mpx_per_s": speed[one.name]}
+                mean = found.mean
+                rows.append({**facts, **{name: round(mean[name], 5) for name in FIGURES if name in mean}})
+    return rows, list(protocols)
+
+
+def tables(rows: Sequence[dict[str, Any]], protocols: Sequence[str], machine: str) -> str:
+    """RESULTS.md."""
+    parts = [
+        "# Results",
+        "Made by `make results BENCHMARKS=… PEERS=… FEATURES=…`, from the weights in `ray_sr/weights`. Peers are "
+        "networks with weights that others have published, run on the same pixels; in italics.",
+        f"Speed: megapixels of output a second, float32 or bfloat16 as the engine chooses, {machine}.",
+        "Protocol: " + " / ".join(protocols),
+    ]
+    for scale in SCALES:
+        for photos in dict.fromkeys(row["set"] for row in rows):
+            chosen = [row for row in rows if (row["set"], row["scale"]) == (photos, scale)]
+            parts += [f"## {photos} x{scale}", _table(chosen)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    figures = [name for name in FIGURES if name in rows[0]]
+    head = ["model", "parameters", *(COLUMNS[name].label for name in figures), "Mpx/s"]
+    lines = [_line(head), "|---" + "|---:" * (len(head) - 1) + "|"]
+    for row in sorted(rows, key=lambda row: row["psnr_y"]):
+        name = f"*{row['model']}*" if row["peer"] else row["model"]
+        shown = [COLUMNS[figure].show(row[figure]) for figure in figures]
+        lines.append(_line([name, f"{row['parameters']:,}", *shown, f"{row['mpx_per_s']:.2f}"]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmarks", metavar="BENCHMARKS", type=Path)
+    parser.add_argument("--peers", metavar="FILE.py", type=Path)
+    parser.add_argument("--features", metavar="VGG19")
+    parser.add_argument("-o", "--output", metavar="FILE.md", type=Path)
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    arguments = parser.parse_args()
+    features = distance_network(arguments.features) if arguments.features else None
+    rows, protocols = measure(arguments.benchmarks, arguments.peers, features)
+    text = tables(rows, protocols, describe_machine(torch.device("cpu")))
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()
