@@ -59,17 +59,19 @@ def fit_to_cluster(options: ServiceOptions) -> ServiceOptions:
     """Settles the resources of a generator replica that were left open.
 
     A whole GPU where the cluster has one; else as many cores as let all replicas run on the largest machine
-    with one core left for ingress and codecs.
+    with one core left for ingress and codecs. These are busy for a small part of the time: where the network
+    has no GPU, its threads are meant for all cores.
     """
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
     gpus = options.gpus
     if gpus is None:
         gpus = float(any(machine.get("GPU", 0) >= 1 for machine in machines))
-    cpus = options.cpus
+    cpus, threads = options.cpus, options.threads
     if cpus is None:
         cores = max((machine.get("CPU", 1.0) for machine in machines), default=1.0)
         cpus = 1.0 if gpus else max(1.0, (cores - 1) // options.max_replicas)
-    return options.model_copy(update={"cpus": cpus, "gpus": gpus})
+        threads = threads or (1 if gpus else max(1, int(cores // options.max_replicas)))
+    return options.model_copy(update={"cpus": cpus, "gpus": gpus, "threads": threads or max(1, int(cpus))})
 
 
 def deployment_settings(options: ServiceOptions) -> dict[str, Any]:

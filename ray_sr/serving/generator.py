@@ -1,8 +1,9 @@
 """The generator replica: holds one model on one device and upscales decoded photos.
 
-The photos of requests are upscaled one after the other. A job, which may take minutes, lets them go first after
-each of its tiles. Where the model is a channel, or the newest of its name, the replica looks at the store now
-and then and takes over what that means by now, between two photos.
+The photos of requests are upscaled in their order. A job, which may take minutes, lets them go first after each
+of its tiles. On a GPU, tiles of one size of several photos run at once: see `batches`. Where the model is a
+channel, or the newest of its name, the replica looks at the store now and then and takes over what that means
+by now, between two photos.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
 from ray_sr.model_store import BUILT_IN, Model, Store, load_model
 from ray_sr.models.weights import WEIGHT_SUFFIXES
+from ray_sr.serving.batches import Batches
 from ray_sr.serving.messages import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.turns import Turns
 from ray_sr.upscaling import Engine, upscale_photo
 
 logger = logging.getLogger(__name__)
+
+_GPU_TILES = 16  # at once; more than one on a CPU gains nothing but for thumbnails
 
 
 class Abandoned(Exception):
@@ -40,6 +43,7 @@ class _Held:
 
     info: ModelInfo
     engine: Engine
+    batches: Batches
 
 
 def _device(options: ServiceOptions) -> str:
@@ -53,15 +57,16 @@ class Generator:
     def __init__(self, options: ServiceOptions, model: str | None = None) -> None:
         """Loads the model by reference, by default that of the options. Raises ModelError."""
         self._ended = threading.Event()
-        torch.set_num_threads(max(1, int(options.cpus or 1)))
+        torch.set_num_threads(options.threads or 1)
         self._options = options
         self._ref = model or options.model
         self._store = Store(options.store) if options.store else Store()
         self._held = self._load(load_model(self._ref, self._store))
-        self._turns = Turns()
         self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
         self._memory = _memory_gauge(self._held.engine.device)
+        if self._held.engine.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # the engine's own guard is for one thread
         if self._follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
@@ -98,9 +103,8 @@ class Generator:
         def after_tile(share: float) -> None:
             stop(share)
             loop.call_soon_threadsafe(shares.put_nowait, share)
-            self._turns.pass_on()
 
-        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, after_tile)
+        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, after_tile, True)
 
         def after_work(done: asyncio.Future[Upscaled]) -> None:
             _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
@@ -119,20 +123,29 @@ class Generator:
         if self._device_fault is not None:
             raise RuntimeError("the device failed") from self._device_fault
 
-    def _run(self, photo: Photo, scale: float, network_scale: int, progress: Callable[[float], None]) -> Upscaled:
-        with self._turns.turn():
-            held = self._held
-            if held.engine.scale != network_scale:
-                raise ScaleChanged
+    def _run(
+        self,
+        photo: Photo,
+        scale: float,
+        network_scale: int,
+        progress: Callable[[float], None],
+        job: bool = False,
+    ) -> Upscaled:
+        held = self._held
+        if held.engine.scale != network_scale:
+            raise ScaleChanged
+        with held.batches.turn(job) as turn:
             progress(0.0)
-            begin = time.perf_counter()
+            engine = held.engine.through(turn.run)
             try:
-                result = upscale_photo(photo, held.engine, scale=scale, progress=progress)
+                result = upscale_photo(photo, engine, scale=scale, progress=progress)
             except torch.AcceleratorError as error:
                 self._device_fault = error
                 raise
+            held.engine.tile = min(held.engine.tile, engine.tile)  # where memory did not suffice
             self._memory()
-            return Upscaled(result, held.info, time.perf_counter() - begin)
+            seconds = time.perf_counter() - turn.begun if turn.begun else 0.0
+            return Upscaled(result, held.info, seconds)
 
     # ---------------------------------------------------------------------------- following the store
 
@@ -146,7 +159,8 @@ class Generator:
             precision=options.precision,
             tile=options.tile,
         )
-        return _Held(info, engine)
+        most = options.batch_tiles or (1 if engine.device.type == "cpu" else _GPU_TILES)
+        return _Held(info, engine, Batches(most, engine.tile**2))
 
     @property
     def _follows(self) -> bool:
@@ -166,8 +180,7 @@ class Generator:
         if self._store.show(self._ref).ref == self._held.info.tag:
             return
         loaded = self._load(self._store.load(self._ref))
-        with self._turns.turn():
-            former, self._held = self._held, loaded
+        former, self._held = self._held, loaded
         logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
 
 

@@ -29,6 +29,8 @@ class Generators:
 
     def __init__(self, handle: DeploymentHandle[Any], line: Line) -> None:
         self.line = line
+        # More than the replicas take at once wait here: waiting in Serve's router costs half of two cores.
+        self._gate = asyncio.Semaphore(line.at_once)
         self._handle = handle
         self._model: ModelInfo | None = None
         self._asked = 0.0
@@ -66,7 +68,9 @@ class Generators:
 
     async def _upscale(self, photo: Photo, job: Job, progress: Callable[[float], None] | None) -> Upscaled:
         if progress is None:
-            return cast(Upscaled, await _answer(self._handle.upscale.remote(photo, job.scale, job.network_scale)))
+            async with self._gate:
+                response = self._handle.upscale.remote(photo, job.scale, job.network_scale)
+                return cast(Upscaled, await _answer(response))
         method = self._handle.options(stream=True).upscale_by_tiles
         steps: Any = method.remote(photo, job.scale, job.network_scale)
         try:

@@ -101,11 +101,15 @@ class ServiceOptions(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     precision: Precision = Field("auto", description="of the device; 16-bit pictures always run in float32")
     tile: int | None = Field(None, ge=16, description="tile side in input pixels; default: what fits")
-    cpus: float | None = Field(
-        None, gt=0, description="cores and threads of a replica; default: a share of the machine's"
+    cpus: float | None = Field(None, gt=0, description="cores of a replica; default: a share of the machine's")
+    threads: int | None = Field(
+        None, ge=1, description="threads of a replica's network; default: its cpus, or its share of all cores"
     )
     gpus: float | None = Field(
         None, ge=0, description="GPUs of a replica, fractions allowed; default: one where there is one"
+    )
+    batch_tiles: int | None = Field(
+        None, ge=1, description="tiles of several pictures that run at once; default: 16 on a GPU, else 1"
     )
     min_replicas: int = Field(1, ge=1, description="generator replicas at rest, of each model")
     max_replicas: int = Field(1, ge=1, description="generator replicas under load, of each model")

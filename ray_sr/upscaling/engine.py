@@ -7,6 +7,7 @@ planned anew with tiles of half the side; a tile with NaN or infinite values is 
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -35,6 +36,7 @@ from ray_sr.upscaling.tiles import Plan, Span, plan_tiles
 
 Precision = Literal["auto", "float32", "bf16"]
 Progress = Callable[[float], None]
+Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 LARGEST_TILE = 1024
 LARGEST_CPU_TILE = 448  # larger ones leave the caches: Compact is then a third slower
@@ -109,6 +111,7 @@ class Engine:
         self.stats = EngineStats()
         self.overlap = overlap
         self.ensemble = ensemble
+        self._apply: Run = nn.Module.__call__
         exact: nn.Module = fold_batchnorm(cast(Generator, module)).requires_grad_(False)
         exact = exact.to(self.device).to(memory_format=torch.channels_last)
         trial = try_out(exact, capability.channels)
@@ -124,6 +127,12 @@ class Engine:
     @property
     def scale(self) -> int:
         return self.capability.scale
+
+    def through(self, apply: Run) -> Engine:
+        """The same engine for another thread: its networks are run by apply(network, batch)."""
+        twin = copy.copy(self)
+        twin._apply = apply
+        return twin
 
     def run(
         self,
@@ -270,7 +279,7 @@ class Engine:
     def _results(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """float32 results of one network: of the batch, or the mean of those of its eight orientations."""
         if not self.ensemble:
-            return network(batch).to(torch.float32)
+            return self._apply(network, batch).to(torch.float32)
         return sum(_orientations(network, batch), torch.zeros((), device=batch.device)) / 8
 
     def _finite(self, batch: torch.Tensor, exact: bool) -> torch.Tensor:

@@ -1,0 +1,141 @@
+"""Tiles of several pictures in one run of the network."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(eq=False)
+class _Tiles:
+    """What one picture wants run now; `result` or `error` when it has been."""
+
+    turn: Turn
+    network: nn.Module
+    tiles: torch.Tensor
+    result: torch.Tensor | None = None
+    error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+    def goes_with(self, other: _Tiles) -> bool:
+        return self.network is other.network and self.tiles.shape[1:] == other.tiles.shape[1:]
+
+
+@dataclass(eq=False)
+class Turn:
+    """A picture among those that share the device. `begun` is when its first tile ran (perf_counter)."""
+
+    batches: Batches
+    order: tuple[bool, int]
+    begun: float | None = None
+
+    def run(self, network: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
+        """network(tiles), N×C×h×w -> N×C×(h·scale)×(w·scale); maybe with tiles of others. Raises what it raises."""
+        return self.batches.run(_Tiles(self, network, tiles))
+
+
+class Batches:
+    """A device that pictures share, each in a thread of its own.
+
+    Who came first goes first, jobs after all others. What runs is filled up with tiles of the same network and
+    size that other pictures wait with, to `most` tiles and `most_pixels` pixels; where there is room for more
+    and others are at work on theirs, it waits for these for up to `wait_s`.
+    """
+
+    def __init__(self, most: int, most_pixels: int, wait_s: float = 0.002) -> None:
+        self.most, self.most_pixels, self.wait_s = most, most_pixels, wait_s
+        self.runs: Counter[int] = Counter()  # how many of how many tiles
+        self._changed = threading.Condition()
+        self._waiting: list[_Tiles] = []
+        self._running = False
+        self._pictures = 0
+        self._number = 0
+
+    @contextmanager
+    def turn(self, job: bool = False) -> Iterator[Turn]:
+        """A picture's place for the block."""
+        with self._changed:
+            self._number += 1
+            self._pictures += 1
+            turn = Turn(self, (job, self._number))
+        try:
+            yield turn
+        finally:
+            with self._changed:
+                self._pictures -= 1
+                self._changed.notify_all()
+
+    def run(self, mine: _Tiles) -> torch.Tensor:
+        """The result of these tiles, run by this thread or by that of another picture."""
+        with self._changed:
+            self._waiting.append(mine)
+            self._changed.notify_all()
+        while some := self._next(mine):
+            try:
+                self._run_together(some)
+            finally:
+                with self._changed:
+                    self._running = False
+                    self._changed.notify_all()
+        if mine.error is not None:
+            raise mine.error
+        assert mine.result is not None
+        return mine.result
+
+    def _next(self, mine: _Tiles) -> list[_Tiles]:
+        """What this thread is to run once the device is free; none when `mine` is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: mine.done or not self._running)
+            if mine.done:
+                return []
+            self._running = True
+            first = min(self._waiting, key=lambda tiles: tiles.turn.order)
+            self._changed.wait_for(lambda: self._is_full(first), self.wait_s)
+            some = self._fitting(first)
+            for tiles in some:
+                self._waiting.remove(tiles)
+            return some
+
+    def _fitting(self, first: _Tiles) -> list[_Tiles]:
+        """These tiles, and those that go with them."""
+        count, _, height, width = first.tiles.shape
+        room = min(self.most, self.most_pixels // (height * width)) - count
+        some = [first]
+        for tiles in sorted(self._waiting, key=lambda tiles: tiles.turn.order):
+            if tiles is not first and tiles.goes_with(first) and len(tiles.tiles) <= room:
+                some.append(tiles)
+                room -= len(tiles.tiles)
+        return some
+
+    def _is_full(self, first: _Tiles) -> bool:
+        """Whether waiting brings nothing: no room for one more, or no picture that may come with one."""
+        count, _, height, width = first.tiles.shape
+        room = min(self.most, self.most_pixels // (height * width))
+        return sum(len(one.tiles) for one in self._fitting(first)) + count > room or (
+            len(self._waiting) >= self._pictures
+        )
+
+    def _run_together(self, some: list[_Tiles]) -> None:
+        for one in some:
+            one.turn.begun = one.turn.begun or time.perf_counter()
+        self.runs[sum(len(one.tiles) for one in some)] += 1
+        try:
+            result = some[0].network(torch.cat([one.tiles for one in some]) if len(some) > 1 else some[0].tiles)
+            for one, part in zip(some, result.split([len(one.tiles) for one in some]), strict=True):
+                one.result = part
+        except Exception as error:
+            if len(some) == 1:
+                some[0].error = error
+                return
+            for one in some:  # memory may suffice for each alone
+                self._run_together([one])
