@@ -56,6 +56,7 @@ class ModelRecord(Section):
     metrics: list[Metrics] = Field([], description="one entry for each protocol or test set")
     provenance: Provenance
     pictures: list[str] = Field([], description="files in pictures/")
+    notes: str | None = Field(None, description="Markdown: data and their terms, hardware, where it fails")
 
     @property
     def ref(self) -> str:
@@ -97,10 +98,12 @@ class Channel(Section):
 
 
 def write_card(record: ModelRecord) -> str:
-    """The model card: Markdown with the network, the metrics, the provenance, pictures and how to use it."""
+    """The model card: Markdown with network, metrics, provenance, pictures, notes and how to use it."""
     parts = [f"# {record.name}", *_summary(record), *_metrics(record.metrics), *_provenance(record)]
     if record.pictures:
         parts += ["## Pictures", *(f"![{_cell(name)}](pictures/{name})" for name in record.pictures)]
+    if record.notes:
+        parts.append(record.notes.strip())
     use = f"    ray-sr upscale photo.jpg -o larger.png -n {record.ref}\n    ray-sr serve -n {record.ref}"
     return "\n\n".join([*parts, "## Use", use]) + "\n"
 

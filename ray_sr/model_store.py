@@ -114,12 +114,13 @@ class Store:
         metrics: Sequence[Metrics] = (),
         provenance: Provenance | None = None,
         pictures: Mapping[str, bytes] | None = None,
+        notes: str | None = None,
         promote: str | None = None,
     ) -> str:
         """Publish a generator and return its version; optionally promote it to a channel at once.
 
-        `pictures` are PNG or JPEG files by name, shown in the card. Raises ModelError for weights that do
-        not fit `network` or are not finite and for a bad name, before anything is written.
+        `pictures` are PNG or JPEG files by name, shown in the card, `notes` a part of it. Raises ModelError for
+        weights that do not fit `network` or are not finite and for a bad name, before anything is written.
         """
         self._check_name(name)
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
@@ -137,6 +138,7 @@ class Store:
             metrics=list(metrics),
             provenance=provenance or Provenance(),
             pictures=list(pictures or ()),
+            notes=notes,
         )
         with self._lock():
             self._check_free(name, promote)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 
+from PIL import Image
+
+from ray_sr.evaluation import evaluate
 from ray_sr.model_card import Metrics, ModelRecord, Provenance
-from ray_sr.model_store import Store
+from ray_sr.model_store import Store, load_model
 from ray_sr.models.weights import load_weights
 from ray_sr.training.runs import Run
 
@@ -17,18 +24,21 @@ def publish_run(
     name: str | None = None,
     stage: str = "last",
     promote: str | None = None,
-    metrics: Sequence[Metrics] = (),
-    pictures: Mapping[str, bytes] | None = None,
+    measure_on: Sequence[str] = (),
+    notes: str | None = None,
+    source: str | None = None,
 ) -> ModelRecord:
     """Publish the last checkpoint's generator under the recipe's name.
 
     `stage` pretrain takes the one from before the GAN stage, best the one of the highest PSNR-Y in the last stage.
-    The validation of its step is published with it, beside `metrics` of other test sets.
+    The validation of its step is published with it, and its figures on the HR photos in the folders `measure_on`,
+    with the photos that gain most and least. `notes` go into the card, `source` in place of the run's folder.
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
     weights = run.generator(stage)
     network, state = load_weights(weights)
     recipe = run.recipe()
+    metrics, pictures = _measured(weights, measure_on)
     name = name or (f"{recipe.name}-pretrain" if stage == "pretrain" else recipe.name)
     version = store.publish(
         name,
@@ -39,13 +49,42 @@ def publish_run(
         provenance=Provenance(
             data_manifest=run.facts().get("data_digest"),
             parent=recipe.init,
-            source=run.place,
+            source=source or run.place,
             steps=_steps(run, stage),
         ),
         pictures=pictures,
+        notes=notes,
         promote=promote,
     )
     return store.show(f"{name}@{version}")
+
+
+def _measured(weights: Path, folders: Sequence[str]) -> tuple[list[Metrics], dict[str, bytes]]:
+    """Figures on each folder, bicubic's beside them, and pictures by name."""
+    metrics, pictures = [], {}
+    for folder in folders:
+        test_set = _name_of(folder)
+        with tempfile.TemporaryDirectory() as temporary:
+            found = evaluate(load_model(weights), folder, pictures=temporary)
+            gains = {image.name: image.figures["psnr_y"] - image.baseline["psnr_y"] for image in found.images}
+            for name in dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)]):
+                pictures[f"{test_set}-{PurePath(name).stem}.jpg"] = _as_jpeg(found.pictures[name])
+        bicubic = {f"{found.baseline_name}_{name}": value for name, value in found.bicubic.items()}
+        values = {name: value for name, value in {**found.mean, **bicubic}.items() if math.isfinite(value)}
+        metrics.append(Metrics(protocol=f"{test_set}, {len(found.images)} photos: {found.protocol}", values=values))
+    return metrics, pictures
+
+
+def _name_of(folder: str) -> str:
+    """Of a test set: Set5 for Set5/HR."""
+    path = PurePath(folder)
+    return path.parent.name if path.name.upper() == "HR" and path.parent.name else path.name
+
+
+def _as_jpeg(picture: Path) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(picture).convert("RGB").save(buffer, "JPEG", quality=88, subsampling=0)
+    return buffer.getvalue()
 
 
 def _steps(run: Run, stage: str) -> int | None:

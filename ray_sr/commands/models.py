@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -68,16 +68,41 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @click.option("--stage", type=click.Choice(["last", "best", "pretrain"]), default="last", show_default=True,
               help="Which generator: the last, that of the best PSNR-Y, or that before the GAN.")  # fmt: skip
 @click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
+@click.option("--measure", metavar="FOLDER", multiple=True, help="Of HR photos: figures and pictures for the "
+              "card.")  # fmt: skip
+@click.option("--notes", metavar="FILE", type=click.File(encoding="utf-8"), help="Markdown for the card: data and "
+              "their terms, hardware, where it fails.")  # fmt: skip
+@click.option("--source", metavar="TEXT", help="What the card tells of the run (default: its folder).")
 @store_option
 @json_option
-def publish(run: str, name: str | None, stage: str, promote: str | None, store: str | None, as_json: bool) -> None:
+def publish(
+    run: str,
+    name: str | None,
+    stage: str,
+    promote: str | None,
+    measure: tuple[str, ...],
+    notes: TextIO | None,
+    source: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Publish the generator of RUN."""
     from ray_sr.model_store import Store
     from ray_sr.publishing import publish_run
     from ray_sr.training.runs import Run
 
     place = Store(store)
-    record = publish_run(Run.existing(run), place, name=name, stage=stage, promote=promote)
+    text = notes.read() if notes else None
+    record = publish_run(
+        Run.existing(run),
+        place,
+        name=name,
+        stage=stage,
+        promote=promote,
+        measure_on=measure,
+        notes=text,
+        source=source,
+    )
     result = {"model": record.ref, "name": record.name, "version": record.version, "store": place.root}
     show(result, f"{record.ref} published in {place.root}", as_json)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,12 +48,13 @@ class Batches:
 
     Who came first goes first, jobs after all others. What runs is filled up with tiles of the same network and
     size that other pictures wait with, to `most` tiles and `most_pixels` pixels; where there is room for more
-    and others are at work on theirs, it waits for these for up to `wait_s`.
+    and others are at work on theirs, it waits for these for up to `wait_s`. `note` hears how many tiles a run had.
     """
 
-    def __init__(self, most: int, most_pixels: int, wait_s: float = 0.002) -> None:
-        self.most, self.most_pixels, self.wait_s = most, most_pixels, wait_s
-        self.runs: Counter[int] = Counter()  # how many of how many tiles
+    def __init__(
+        self, most: int, most_pixels: int, wait_s: float = 0.002, note: Callable[[int], object] = int
+    ) -> None:
+        self.most, self.most_pixels, self.wait_s, self.note = most, most_pixels, wait_s, note
         self._changed = threading.Condition()
         self._waiting: list[_Tiles] = []
         self._running = False
@@ -128,7 +128,7 @@ class Batches:
     def _run_together(self, some: list[_Tiles]) -> None:
         for one in some:
             one.turn.begun = one.turn.begun or time.perf_counter()
-        self.runs[sum(len(one.tiles) for one in some)] += 1
+        self.note(sum(len(one.tiles) for one in some))
         try:
             result = some[0].network(torch.cat([one.tiles for one in some]) if len(some) > 1 else some[0].tiles)
             for one, part in zip(some, result.split([len(one.tiles) for one in some]), strict=True):

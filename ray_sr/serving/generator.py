@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from ray.serve.metrics import Gauge
+from ray.serve.metrics import Gauge, Histogram
 
 from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
@@ -61,6 +61,7 @@ class Generator:
         self._options = options
         self._ref = model or options.model
         self._store = Store(options.store) if options.store else Store()
+        self._batch_sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
         self._held = self._load(load_model(self._ref, self._store))
         self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
@@ -160,7 +161,7 @@ class Generator:
             tile=options.tile,
         )
         most = options.batch_tiles or (1 if engine.device.type == "cpu" else _GPU_TILES)
-        return _Held(info, engine, Batches(most, engine.tile**2))
+        return _Held(info, engine, Batches(most, engine.tile**2, note=self._batch_sizes.observe))
 
     @property
     def _follows(self) -> bool:

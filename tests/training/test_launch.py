@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import ray
 import torch
+from PIL import Image
 
 from ray_sr.data import stream
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
+from ray_sr.evaluation import evaluate
 from ray_sr.model_store import Store, load_model
 from ray_sr.publishing import publish_run
 from ray_sr.recipe import Recipe
@@ -120,11 +122,30 @@ def test_a_run_trains_both_stages_and_leaves_all_that_is_needed(whole_run: Run) 
 
 def test_the_best_generator_is_published_with_its_own_figures(whole_run: Run, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    record = publish_run(whole_run, store, stage="best")
+    write_real_photos(tmp_path / "Two" / "HR", side=96)
+    folder = str(tmp_path / "Two" / "HR")
+    record = publish_run(
+        whole_run, store, stage="best", measure_on=[folder], notes="It fails at night.", source="a run"
+    )
     validated = {r["step"]: r["psnr_y"] for r in whole_run.records("validation") if r["step"] > 20}
     assert record.provenance.steps in validated
     assert record.metrics[0].values["psnr_y"] == validated[record.provenance.steps] == max(validated.values())
-    assert load_model("tiny", store).version == load_model(whole_run.generator("best")).version
+    model = load_model("tiny", store)
+    assert model.version == load_model(whole_run.generator("best")).version
+    measured = record.metrics[1]
+    assert measured.protocol.startswith("Two, ")
+    expected = evaluate(model, folder)
+    assert measured.values["psnr_y"] == pytest.approx(expected.mean["psnr_y"])
+    assert measured.values["bicubic_psnr_y"] == pytest.approx(expected.bicubic["psnr_y"])
+    card = (tmp_path / "store" / "models" / "tiny" / record.version / "card.md").read_text()
+    assert "It fails at night." in card
+    assert "| Source | a run |" in card
+    for name in record.pictures:
+        assert name.startswith("Two-")
+        assert f"(pictures/{name})" in card
+        with Image.open(tmp_path / "store" / "models" / "tiny" / record.version / "pictures" / name) as picture:
+            assert picture.format == "JPEG"
+    assert record.pictures
 
 
 def test_killed_and_resumed_equals_never_killed(whole_run: Run, shards: str, tmp_path: Path) -> None:
