@@ -50,9 +50,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tiny.yaml").write_text(TINY)
     (folder / "wrong.yaml").write_text(WRONG)
-    (folder / "space.yaml").write_text(
-        "fields: {generator.channels: {grid: [4]}}\nsearcher: grid\nscheduler: none\n"
-    )
+    (folder / "space.yaml").write_text(SPACE)
     return folder
 
 
