@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ray_sr.serving.app import build, deployment_settings
+from ray_sr.serving.app import build, deployment_settings, fit_to_cluster
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
 
 
@@ -46,6 +46,22 @@ def test_a_range_of_replicas_autoscales_before_a_replica_is_full() -> None:
     assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
     assert scaling.target_ongoing_requests < settings["max_ongoing_requests"] == 6
     assert "num_replicas" not in settings
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"), [({"cpus": 3}, 3), ({"cpus": 0.1}, 1), ({"cpus": 3, "threads": 5}, 5)]
+)
+def test_a_network_has_as_many_threads_as_its_replica_has_cpus(given: dict[str, float], threads: int) -> None:
+    options = fit_to_cluster(ServiceOptions.model_validate(given))
+    assert (options.cpus, options.threads) == (given["cpus"], threads)
+
+
+@pytest.mark.parametrize(("replicas", "cpus", "threads"), [(1, 3, 4), (2, 1, 2), (9, 1, 1)])
+def test_replicas_share_all_cores_where_none_are_given(
+    ray_local: None, replicas: int, cpus: float, threads: int
+) -> None:
+    options = fit_to_cluster(ServiceOptions(max_replicas=replicas, gpus=0))  # the Ray of the tests has 4 CPUs
+    assert (options.cpus, options.threads) == (cpus, threads)
 
 
 def test_every_option_of_a_request_is_described() -> None:
