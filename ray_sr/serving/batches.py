@@ -12,6 +12,10 @@ import torch
 from torch import nn
 
 
+class Abandoned(Exception):
+    """Nobody waits for the result any more."""
+
+
 @dataclass(eq=False)
 class _Tiles:
     """What one picture wants run now; `result` or `error` when it has been."""
@@ -36,10 +40,14 @@ class Turn:
 
     batches: Batches
     order: tuple[bool, int]
+    gone: threading.Event
     begun: float | None = None
 
     def run(self, network: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
-        """network(tiles), N×C×h×w -> N×C×(h·scale)×(w·scale); maybe with tiles of others. Raises what it raises."""
+        """network(tiles), N×C×h×w -> N×C×(h·scale)×(w·scale); maybe with tiles of others.
+
+        Raises what the network raises, and Abandoned where `gone` is set before it is these tiles' turn.
+        """
         return self.batches.run(_Tiles(self, network, tiles))
 
 
@@ -62,12 +70,12 @@ class Batches:
         self._number = 0
 
     @contextmanager
-    def turn(self, job: bool = False) -> Iterator[Turn]:
-        """A picture's place for the block."""
+    def turn(self, gone: threading.Event, job: bool = False) -> Iterator[Turn]:
+        """A picture's place for the block; `gone` is set when nobody waits for it any more."""
         with self._changed:
             self._number += 1
             self._pictures += 1
-            turn = Turn(self, (job, self._number))
+            turn = Turn(self, (job, self._number), gone)
         try:
             yield turn
         finally:
@@ -96,6 +104,7 @@ class Batches:
         """What this thread is to run once the device is free; none when `mine` is done."""
         with self._changed:
             self._changed.wait_for(lambda: mine.done or not self._running)
+            self._drop_abandoned()
             if mine.done:
                 return []
             self._running = True
@@ -105,6 +114,12 @@ class Batches:
             for tiles in some:
                 self._waiting.remove(tiles)
             return some
+
+    def _drop_abandoned(self) -> None:
+        for tiles in [tiles for tiles in self._waiting if tiles.turn.gone.is_set()]:
+            self._waiting.remove(tiles)
+            tiles.error = Abandoned()
+        self._changed.notify_all()
 
     def _fitting(self, first: _Tiles) -> list[_Tiles]:
         """These tiles, and those that go with them."""

@@ -23,7 +23,7 @@ from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
 from ray_sr.model_store import BUILT_IN, Model, Store, load_model
 from ray_sr.models.weights import WEIGHT_SUFFIXES
-from ray_sr.serving.batches import Batches
+from ray_sr.serving.batches import Abandoned, Batches
 from ray_sr.serving.messages import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.upscaling import Engine, upscale_photo
@@ -31,10 +31,6 @@ from ray_sr.upscaling import Engine, upscale_photo
 logger = logging.getLogger(__name__)
 
 _GPU_TILES = 16  # at once; more than one on a CPU gains nothing but for thumbnails
-
-
-class Abandoned(Exception):
-    """Raised inside the engine's thread once nobody waits for the result any more."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Generator:
         abandoned = threading.Event()
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._run, photo, scale, network_scale, _stop_when(abandoned)
+                self._threads, self._run, photo, scale, network_scale, abandoned
             )
         except asyncio.CancelledError:
             abandoned.set()
@@ -99,13 +95,11 @@ class Generator:
         loop = asyncio.get_running_loop()
         shares: asyncio.Queue[float | None] = asyncio.Queue()
         abandoned = threading.Event()
-        stop = _stop_when(abandoned)
 
         def after_tile(share: float) -> None:
-            stop(share)
             loop.call_soon_threadsafe(shares.put_nowait, share)
 
-        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, after_tile, True)
+        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, abandoned, after_tile)
 
         def after_work(done: asyncio.Future[Upscaled]) -> None:
             _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
@@ -129,13 +123,21 @@ class Generator:
         photo: Photo,
         scale: float,
         network_scale: int,
-        progress: Callable[[float], None],
-        job: bool = False,
+        abandoned: threading.Event,
+        after_tile: Callable[[float], None] | None = None,
     ) -> Upscaled:
+        """The work of a request; of a job where it is told of its tiles."""
         held = self._held
         if held.engine.scale != network_scale:
             raise ScaleChanged
-        with held.batches.turn(job) as turn:
+
+        def progress(share: float) -> None:
+            if abandoned.is_set():
+                raise Abandoned
+            if after_tile:
+                after_tile(share)
+
+        with held.batches.turn(abandoned, job=after_tile is not None) as turn:
             progress(0.0)
             engine = held.engine.through(turn.run)
             try:
@@ -183,14 +185,6 @@ class Generator:
         loaded = self._load(self._store.load(self._ref))
         former, self._held = self._held, loaded
         logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
-
-
-def _stop_when(abandoned: threading.Event) -> Callable[[float], None]:
-    def stop(_: float) -> None:
-        if abandoned.is_set():
-            raise Abandoned
-
-    return stop
 
 
 def _memory_gauge(device: torch.device) -> Callable[[], None]:

@@ -16,7 +16,7 @@ from ray_sr.images import Photo
 from ray_sr.model_store import Store, load_model
 from ray_sr.models import build_generator
 from ray_sr.recipe_networks import MSRResNetSpec, NetworkSpec
-from ray_sr.serving.batches import Batches, Turn
+from ray_sr.serving.batches import Abandoned, Batches, Turn
 from ray_sr.serving.generator import Generator
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.upscaling import Engine, upscale_photo
@@ -55,13 +55,15 @@ class Pictures:
         self.batches, self.network = batches, network
         self.pool = ThreadPoolExecutor(32)
         self.results: dict[int, Future[torch.Tensor]] = {}
+        self.gone: dict[int, threading.Event] = {}
 
     def send(self, number: int, side: int = 4, job: bool = False) -> None:
         """Returns when the picture waits for the device, or runs."""
         entered = threading.Event()
+        gone = self.gone[number] = threading.Event()
 
         def work() -> torch.Tensor:
-            with self.batches.turn(job) as turn:
+            with self.batches.turn(gone, job) as turn:
                 entered.set()
                 return turn.run(self.network, torch.full((1, 3, side, side), float(number)))
 
@@ -78,7 +80,7 @@ class Pictures:
         """Opens the gate and checks every result that is no error."""
         self.network.gate.set()
         for number, result in self.results.items():
-            if number >= 0:
+            if number >= 0 and not self.gone[number].is_set():
                 assert (result.result(60) == 2 * number).all()
         self.pool.shutdown()
 
@@ -129,6 +131,17 @@ def test_jobs_go_last() -> None:
     assert some.network.runs == [[0], [2, 3], [4, 1]]
 
 
+def test_who_has_left_is_not_run() -> None:
+    some = pictures(most=8)
+    for number in range(4):
+        some.send(number)
+    some.gone[2].set()
+    some.finish()
+    with pytest.raises(Abandoned):
+        some.results[2].result(60)
+    assert some.network.runs == [[0], [1, 3]]
+
+
 def test_an_error_is_told_to_its_own_picture_alone() -> None:
     some = pictures(most=8)
     for number in (1, 2, -3, 4):
@@ -143,7 +156,7 @@ def test_who_is_alone_does_not_wait() -> None:
     sizes: list[int] = []
     batches, network = Batches(16, 10_000, wait_s=3600, note=sizes.append), Doubling()
     network.gate.set()
-    with batches.turn() as turn:
+    with batches.turn(threading.Event()) as turn:
         for _ in range(3):
             turn.run(network, torch.zeros(1, 3, 4, 4))
     assert sizes == [1, 1, 1]
@@ -157,7 +170,8 @@ def test_a_batch_waits_for_a_picture_that_is_at_work() -> None:
     def run(turn: Turn) -> torch.Tensor:
         return turn.run(network, torch.ones(1, 3, 4, 4))
 
-    with ThreadPoolExecutor(2) as pool, batches.turn() as one, batches.turn() as two:
+    here = threading.Event()
+    with ThreadPoolExecutor(2) as pool, batches.turn(here) as one, batches.turn(here) as two:
         first = pool.submit(run, one)
         with batches._changed:
             assert batches._changed.wait_for(lambda: batches._running, 60)
