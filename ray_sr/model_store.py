@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import fcntl
 import hashlib
 import logging
 import os
@@ -34,6 +33,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ray_sr.errors import InputError, ModelError, ResourceError
+from ray_sr.file_lock import locked
 from ray_sr.model_card import (
     NAME_PATTERN,
     Channel,
@@ -60,7 +60,6 @@ logger = logging.getLogger(__name__)
 
 BUILT_IN = "bicubic"
 SHIPPED = Path(__file__).parent / "weights"
-LOCK_PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
 
 _STORAGE_ERRORS = (OSError, pa.ArrowException)
 
@@ -390,31 +389,8 @@ class Store:
             yield
             return
         make_folder(self._filesystem, self._path)
-        try:
-            descriptor = os.open(f"{self._path}/.lock", os.O_RDONLY | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise ResourceError(f"cannot write the model store {self.root}: {first_line(error)}") from None
-        try:
-            _wait_for_lock(descriptor, self.root)
+        with locked(f"{self._path}/.lock", f"the model store {self.root}"):
             yield
-        finally:
-            os.close(descriptor)  # gives the lock back, as the end of the process would
-
-
-def _wait_for_lock(descriptor: int, root: str) -> None:
-    deadline = time.monotonic() + LOCK_PATIENCE
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ResourceError(
-                    f"the model store {root} is locked by another publisher for {LOCK_PATIENCE:.0f} s: "
-                    "see whether it hangs"
-                ) from None
-            time.sleep(0.05)
-        except OSError as error:
-            raise ResourceError(f"cannot lock the model store {root}: {first_line(error)}") from None
 
 
 # ------------------------------------------------------------------------------------------- loading

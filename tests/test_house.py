@@ -12,7 +12,7 @@ PACKAGE = ROOT / "ray_sr"
 
 # From the ground up: a module imports only its own floor and those below.
 FLOORS = [
-    {"errors", "storage", "progress"},
+    {"errors", "storage", "file_lock", "progress"},
     {"recipe", "recipe_networks", "recipe_checks", "recipe_reader", "recipe_reference"},
     {"images", "image_headers", "image_metadata", "image_savers", "image_streams", "resample", "sharpening"},
     {"losses", "features", "degradations", "models", "metrics", "lpips"},

@@ -452,7 +452,7 @@ def test_check_writable_leaves_nothing(any_store: Store) -> None:
 
 
 def test_a_lock_that_hangs_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray_sr.model_store.LOCK_PATIENCE", 0.2)
+    monkeypatch.setattr("ray_sr.file_lock.PATIENCE", 0.2)
     store.publish("small", generator(1), NETWORK)
     with store._lock(), pytest.raises(ResourceError, match="locked by another publisher"):
         Store(store.root).publish("small", generator(2), NETWORK)
