@@ -13,7 +13,7 @@ from ray_sr.cli import cli, main
 from ray_sr.commands.common import chosen_model
 from ray_sr.errors import ModelError
 from ray_sr.model_store import Store, load_model
-from tests.test_model_store import NETWORK, files, generator, output
+from tests.small_models import NETWORK, files, generator, output
 
 
 @pytest.fixture
