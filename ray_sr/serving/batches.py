@@ -41,6 +41,7 @@ class Turn:
     batches: Batches
     order: tuple[bool, int]
     gone: threading.Event
+    most_pixels: int
     begun: float | None = None
 
     def run(self, network: nn.Module, tiles: torch.Tensor) -> torch.Tensor:
@@ -55,14 +56,13 @@ class Batches:
     """A device that pictures share, each in a thread of its own.
 
     Who came first goes first, jobs after all others. What runs is filled up with tiles of the same network and
-    size that other pictures wait with, to `most` tiles and `most_pixels` pixels; where there is room for more
-    and others are at work on theirs, it waits for these for up to `wait_s`. `note` hears how many tiles a run had.
+    size that other pictures wait with, to `most` tiles and as many pixels as suit the first; where there is room
+    for more and others are at work on theirs, it waits for these for up to `wait_s`. `note` hears how many tiles a
+    run had.
     """
 
-    def __init__(
-        self, most: int, most_pixels: int, wait_s: float = 0.002, note: Callable[[int], object] = int
-    ) -> None:
-        self.most, self.most_pixels, self.wait_s, self.note = most, most_pixels, wait_s, note
+    def __init__(self, most: int, wait_s: float = 0.002, note: Callable[[int], None] = lambda tiles: None) -> None:
+        self.most, self.wait_s, self.note = most, wait_s, note
         self._changed = threading.Condition()
         self._waiting: list[_Tiles] = []
         self._running = False
@@ -70,12 +70,15 @@ class Batches:
         self._number = 0
 
     @contextmanager
-    def turn(self, gone: threading.Event, job: bool = False) -> Iterator[Turn]:
-        """A picture's place for the block; `gone` is set when nobody waits for it any more."""
+    def turn(self, gone: threading.Event, most_pixels: int, job: bool = False) -> Iterator[Turn]:
+        """A picture's place for the block; `gone` is set when nobody waits for it any more.
+
+        most_pixels: of all tiles of a run that its own begins.
+        """
         with self._changed:
             self._number += 1
             self._pictures += 1
-            turn = Turn(self, (job, self._number), gone)
+            turn = Turn(self, (job, self._number), gone, most_pixels)
         try:
             yield turn
         finally:
@@ -121,10 +124,14 @@ class Batches:
             tiles.error = Abandoned()
         self._changed.notify_all()
 
+    def _room(self, first: _Tiles) -> int:
+        """Tiles of this size that may run at once."""
+        height, width = first.tiles.shape[2:]
+        return min(self.most, first.turn.most_pixels // (height * width))
+
     def _fitting(self, first: _Tiles) -> list[_Tiles]:
         """These tiles, and those that go with them."""
-        count, _, height, width = first.tiles.shape
-        room = min(self.most, self.most_pixels // (height * width)) - count
+        room = self._room(first) - len(first.tiles)
         some = [first]
         for tiles in sorted(self._waiting, key=lambda tiles: tiles.turn.order):
             if tiles is not first and tiles.goes_with(first) and len(tiles.tiles) <= room:
@@ -134,11 +141,9 @@ class Batches:
 
     def _is_full(self, first: _Tiles) -> bool:
         """Whether waiting brings nothing: no room for one more, or no picture that may come with one."""
-        count, _, height, width = first.tiles.shape
-        room = min(self.most, self.most_pixels // (height * width))
-        return sum(len(one.tiles) for one in self._fitting(first)) + count > room or (
-            len(self._waiting) >= self._pictures
-        )
+        if len(self._waiting) >= self._pictures:
+            return True
+        return sum(len(one.tiles) for one in self._fitting(first)) >= self._room(first)
 
     def _run_together(self, some: list[_Tiles]) -> None:
         for one in some:

@@ -39,7 +39,6 @@ class _Held:
 
     info: ModelInfo
     engine: Engine
-    batches: Batches
 
 
 def _device(options: ServiceOptions) -> str:
@@ -57,12 +56,15 @@ class Generator:
         self._options = options
         self._ref = model or options.model
         self._store = Store(options.store) if options.store else Store()
-        self._batch_sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
         self._held = self._load(load_model(self._ref, self._store))
+        device = self._held.engine.device
+        sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
+        most = options.batch_tiles or (1 if device.type == "cpu" else _GPU_TILES)
+        self._batches = Batches(most, note=sizes.observe)
         self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
-        self._memory = _memory_gauge(self._held.engine.device)
-        if self._held.engine.device.type == "cuda":
+        self._memory = _memory_gauge(device)
+        if device.type == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # the engine's own guard is for one thread
         if self._follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
@@ -137,7 +139,8 @@ class Generator:
             if after_tile:
                 after_tile(share)
 
-        with held.batches.turn(abandoned, job=after_tile is not None) as turn:
+        # What fits as one tile fits as several small ones.
+        with self._batches.turn(abandoned, held.engine.tile**2, job=after_tile is not None) as turn:
             progress(0.0)
             engine = held.engine.through(turn.run)
             try:
@@ -162,8 +165,7 @@ class Generator:
             precision=options.precision,
             tile=options.tile,
         )
-        most = options.batch_tiles or (1 if engine.device.type == "cpu" else _GPU_TILES)
-        return _Held(info, engine, Batches(most, engine.tile**2, note=self._batch_sizes.observe))
+        return _Held(info, engine)
 
     @property
     def _follows(self) -> bool:

@@ -51,8 +51,8 @@ class Doubling(nn.Module):
 class Pictures:
     """Pictures of one tile each that come one after the other while the first one's run is held up."""
 
-    def __init__(self, batches: Batches, network: Doubling) -> None:
-        self.batches, self.network = batches, network
+    def __init__(self, batches: Batches, network: Doubling, most_pixels: int) -> None:
+        self.batches, self.network, self.most_pixels = batches, network, most_pixels
         self.pool = ThreadPoolExecutor(32)
         self.results: dict[int, Future[torch.Tensor]] = {}
         self.gone: dict[int, threading.Event] = {}
@@ -63,7 +63,7 @@ class Pictures:
         gone = self.gone[number] = threading.Event()
 
         def work() -> torch.Tensor:
-            with self.batches.turn(gone, job) as turn:
+            with self.batches.turn(gone, self.most_pixels, job) as turn:
                 entered.set()
                 return turn.run(self.network, torch.full((1, 3, side, side), float(number)))
 
@@ -86,7 +86,7 @@ class Pictures:
 
 
 def pictures(most: int, most_pixels: int = 10_000) -> Pictures:
-    return Pictures(Batches(most, most_pixels), Doubling())
+    return Pictures(Batches(most), Doubling(), most_pixels)
 
 
 def test_tiles_that_wait_run_together() -> None:
@@ -154,9 +154,9 @@ def test_an_error_is_told_to_its_own_picture_alone() -> None:
 
 def test_who_is_alone_does_not_wait() -> None:
     sizes: list[int] = []
-    batches, network = Batches(16, 10_000, wait_s=3600, note=sizes.append), Doubling()
+    batches, network = Batches(16, wait_s=3600, note=sizes.append), Doubling()
     network.gate.set()
-    with batches.turn(threading.Event()) as turn:
+    with batches.turn(threading.Event(), 10_000) as turn:
         for _ in range(3):
             turn.run(network, torch.zeros(1, 3, 4, 4))
     assert sizes == [1, 1, 1]
@@ -164,14 +164,14 @@ def test_who_is_alone_does_not_wait() -> None:
 
 def test_a_batch_waits_for_a_picture_that_is_at_work() -> None:
     sizes: list[int] = []
-    batches, network = Batches(16, 10_000, wait_s=3600, note=sizes.append), Doubling()
+    batches, network = Batches(16, wait_s=3600, note=sizes.append), Doubling()
     network.gate.set()
 
     def run(turn: Turn) -> torch.Tensor:
         return turn.run(network, torch.ones(1, 3, 4, 4))
 
     here = threading.Event()
-    with ThreadPoolExecutor(2) as pool, batches.turn(here) as one, batches.turn(here) as two:
+    with ThreadPoolExecutor(2) as pool, batches.turn(here, 10_000) as one, batches.turn(here, 10_000) as two:
         first = pool.submit(run, one)
         with batches._changed:
             assert batches._changed.wait_for(lambda: batches._running, 60)
@@ -198,7 +198,7 @@ def test_a_replica_gives_each_photo_its_own_result(store: Store) -> None:
     )
     generator = Generator(options)
     sizes: list[int] = []
-    generator._held.batches.note = sizes.append
+    generator._batches.note = sizes.append
 
     async def all_at_once() -> list[np.ndarray]:
         found = await asyncio.gather(*(generator.upscale(photo, 2.0, 2) for photo in photos))
