@@ -37,7 +37,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Contender:
-    """A model of a table, and the file that has it where it is a peer."""
+    """A model of a table."""
 
     name: str
     model: Model
@@ -80,6 +80,8 @@ def measure(
     rows: list[dict[str, Any]] = []
     protocols: dict[str, None] = {}
     sets = sorted(path.parent.name for path in benchmarks.glob("*/HR"))
+    if not sets:
+        raise SystemExit(f"error: {benchmarks}: no folder SET/HR in it")
     for scale in SCALES:
         models = contenders(scale, peers)
         speed = rates(models)
@@ -87,7 +89,8 @@ def measure(
             for one in models:
                 print(f"{photos} x{scale}: {one.name}", file=sys.stderr, flush=True)
                 found = evaluate(one.model, benchmarks / photos / "HR", features=features)
-                assert not found.left_out, found.left_out
+                for photo in found.left_out:
+                    raise SystemExit(f"error: {photos}/HR/{photo.name}: {photo.reason}")
                 protocols[found.protocol] = None
                 facts = {"set": photos, "scale": scale, "model": one.name, "peer": one.of_peers}
                 facts |= {"parameters": one.parameters, "mpx_per_s": speed[one.name]}

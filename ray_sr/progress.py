@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,3 +79,15 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(title: str, unit: str, *, quiet: bool = False) -> Callable[[int, int, str], None]:
+    """A function of (done, total, note) that shows Progress, from its first call on."""
+    shown: list[Progress] = []
+
+    def count(done: int, total: int, note: str) -> None:
+        if not shown or done <= shown[0].count:
+            shown[:] = [Progress(title, total, unit, quiet=quiet)]
+        shown[0].update(done, note)
+
+    return count

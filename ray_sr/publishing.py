@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from PIL import Image
 
-from ray_sr.evaluation import evaluate
+from ray_sr.evaluation import Progress, evaluate
 from ray_sr.model_card import Metrics, ModelRecord, Provenance
 from ray_sr.model_store import Store, load_model
 from ray_sr.models.weights import load_weights
@@ -27,18 +28,20 @@ def publish_run(
     measure_on: Sequence[str] = (),
     notes: str | None = None,
     source: str | None = None,
+    progress: Progress | None = None,
 ) -> ModelRecord:
     """Publish the last checkpoint's generator under the recipe's name.
 
     `stage` pretrain takes the one from before the GAN stage, best the one of the highest PSNR-Y in the last stage.
     The validation of its step is published with it, and its figures on the HR photos in the folders `measure_on`,
     with the photos that gain most and least. `notes` go into the card, `source` in place of the run's folder.
+    progress: called with (done, total, name) after each photo that is measured.
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
     weights = run.generator(stage)
     network, state = load_weights(weights)
     recipe = run.recipe()
-    metrics, pictures = _measured(weights, measure_on)
+    metrics, pictures = _measured(weights, measure_on, progress)
     name = name or (f"{recipe.name}-pretrain" if stage == "pretrain" else recipe.name)
     version = store.publish(
         name,
@@ -59,16 +62,19 @@ def publish_run(
     return store.show(f"{name}@{version}")
 
 
-def _measured(weights: Path, folders: Sequence[str]) -> tuple[list[Metrics], dict[str, bytes]]:
+def _measured(
+    weights: Path, folders: Sequence[str], progress: Progress | None
+) -> tuple[list[Metrics], dict[str, bytes]]:
     """Figures on each folder, bicubic's beside them, and pictures by name."""
     metrics, pictures = [], {}
     for folder in folders:
         test_set = _name_of(folder)
         with tempfile.TemporaryDirectory() as temporary:
-            found = evaluate(load_model(weights), folder, pictures=temporary)
+            found = evaluate(load_model(weights), folder, pictures=temporary, progress=progress)
             gains = {image.name: image.figures["psnr_y"] - image.baseline["psnr_y"] for image in found.images}
             for name in dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)]):
-                pictures[f"{test_set}-{PurePath(name).stem}.jpg"] = _as_jpeg(found.pictures[name])
+                file = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{test_set}-{PurePath(name).stem}.jpg")
+                pictures[file.lstrip("-._")] = _as_jpeg(found.pictures[name])
         bicubic = {f"{found.baseline_name}_{name}": value for name, value in found.bicubic.items()}
         values = {name: value for name, value in {**found.mean, **bicubic}.items() if math.isfinite(value)}
         metrics.append(Metrics(protocol=f"{test_set}, {len(found.images)} photos: {found.protocol}", values=values))

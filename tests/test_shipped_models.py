@@ -87,4 +87,7 @@ def test_where_nothing_is_shipped_an_empty_store_is_an_error(
     with pytest.raises(SystemExit) as ended:
         main(["upscale", "photo.png", "--store", str(tmp_path / "store")])
     assert ended.value.code == 5
-    assert "ray-sr models publish" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: no model in ")
+    assert "ray-sr models publish" in error
+    assert "bicubic" in error

@@ -66,13 +66,18 @@ def chosen_model(model: str | None, store: str | None) -> str:
 
     None for `best`, else the newest; for the best that comes with ray-sr where nothing is published.
     """
-    from ray_sr.model_store import Store
+    from ray_sr.errors import ModelError
+    from ray_sr.model_store import SHIPPED, Store
 
     if model is not None:
         return _generator_of_run(model) if _is_run(model) else model
     place = Store(store)
     records = place.list()
-    return "best" if not records or "best" in place.channels() else records[0].ref
+    if "best" in place.channels():
+        return "best"
+    if not records and "best" not in Store(SHIPPED).channels():
+        raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
+    return records[0].ref if records else "best"
 
 
 def _is_run(model: str) -> bool:

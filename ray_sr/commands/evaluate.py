@@ -55,18 +55,11 @@ def evaluate(
     from ray_sr.evaluation import evaluate as measure
     from ray_sr.features import distance_network
     from ray_sr.model_store import load_model
-    from ray_sr.progress import Progress
+    from ray_sr.progress import counted
 
     loaded = load_model(chosen_model(model, store), store, scale=int(scale or 4))
     network = distance_network(features) if features else None
     perceptual = _lpips(lpips) if lpips else None
-    bar: list[Progress] = []
-
-    def count(done: int, total: int, name: str) -> None:
-        if not bar:
-            bar.append(Progress("evaluating", total, "photos", quiet=as_json))
-        bar[0].update(done, name)
-
     result = measure(
         loaded,
         hr,
@@ -77,7 +70,7 @@ def evaluate(
         device=device,
         features=network,
         lpips=perceptual,
-        progress=count,
+        progress=counted("evaluating", "photos", quiet=as_json),
     )
     show(result.to_json(), result.table(), as_json)
     if result.left_out:

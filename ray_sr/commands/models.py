@@ -88,6 +88,7 @@ def publish(
 ) -> None:
     """Publish the generator of RUN."""
     from ray_sr.model_store import Store
+    from ray_sr.progress import counted
     from ray_sr.publishing import publish_run
     from ray_sr.training.runs import Run
 
@@ -102,6 +103,7 @@ def publish(
         measure_on=measure,
         notes=text,
         source=source,
+        progress=counted("measuring", "photos", quiet=as_json),
     )
     result = {"model": record.ref, "name": record.name, "version": record.version, "store": place.root}
     show(result, f"{record.ref} published in {place.root}", as_json)

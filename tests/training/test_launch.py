@@ -122,8 +122,9 @@ def test_a_run_trains_both_stages_and_leaves_all_that_is_needed(whole_run: Run) 
 
 def test_the_best_generator_is_published_with_its_own_figures(whole_run: Run, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    write_real_photos(tmp_path / "Two" / "HR", side=96)
-    folder = str(tmp_path / "Two" / "HR")
+    folder = str(write_real_photos(tmp_path / "Two" / "HR", side=96))
+    first = min(Path(folder).iterdir())
+    first.rename(first.with_name(f"(my) {first.name}"))
     record = publish_run(
         whole_run, store, stage="best", measure_on=[folder], notes="It fails at night.", source="a run"
     )
