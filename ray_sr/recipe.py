@@ -294,10 +294,16 @@ class DataSpec(Section):
 
 
 class OptimizerSpec(Section):
-    """Adam or AdamW."""
+    """Adam, AdamW, or Muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for all else."""
 
-    kind: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(1e-4, gt=0, le=1, description="learning rate")
+    kind: Literal["adam", "adamw", "muon"] = "adam"
+    lr: float = Field(
+        1e-4, gt=0, le=1, description="learning rate; muon: of biases, of the first and the last layer"
+    )
+    matrix_lr: float = Field(
+        0.005, gt=0, le=1, description="muon: learning rate of inner layers, the spectral norm of a step"
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
     eps: Positive = Field(1e-8, description="term in the denominator")
     weight_decay: NonNegative = Field(0.0, description="weight decay")
@@ -401,7 +407,9 @@ class Recipe(Section):
     generator: GeneratorSpec = SRResNetSpec()
     discriminator: DiscriminatorSpec | None = Field(None, description="needed by the gan stage")
     init: str | None = Field(
-        None, description="model whose weights the generator starts from (store name, folder or file)"
+        None,
+        description="model whose weights the generator starts from (store name, folder or file); one of another "
+        "scale gives what fits: all but what enlarges",
     )
     pretrain: PretrainSpec | None = Field(None, description="first stage; left out: none")
     gan: GanSpec | None = Field(None, description="second stage; left out: none")

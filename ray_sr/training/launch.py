@@ -24,15 +24,15 @@ from ray_sr import __version__
 from ray_sr.cluster import capacity, require_shared
 from ray_sr.data.manifest import MANIFEST, read_manifest
 from ray_sr.data.stream import batch_dataset, open_stream, segment_rows
-from ray_sr.errors import ClusterError, InputError, ModelError, RaySRError, RecipeError, ResourceError
+from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
 from ray_sr.features import resolve_feature_weights
 from ray_sr.images import write_bytes
-from ray_sr.model_store import load_model
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import recipe_yaml
 from ray_sr.storage import first_line, place_of
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
+from ray_sr.training.starting import Start, start_from
 from ray_sr.training.trackers import Trackers, check_trackers
 from ray_sr.training.worker import train_worker
 
@@ -81,8 +81,8 @@ def train(
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
-    weights = _initial_weights(recipe.init, recipe) if recipe.init else None
-    facts = _write_facts(recipe, run, place, digest)
+    start = start_from(recipe.init, recipe) if recipe.init else None
+    facts = _write_facts(recipe, run, place, digest, start)
     shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
     require_shared(*shared)
     monitor = start_monitor()
@@ -95,7 +95,7 @@ def train(
         "shards": place,
         "shared": [file for file in shared if "://" not in file],
         "monitor": monitor,
-        "init": ray.put(weights) if weights is not None else None,
+        "init": ray.put(start.weights) if start else None,
         "stream": ray.put(stream),
         "segment_rows": rows,
         "data": {
@@ -165,18 +165,6 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     )
 
 
-def _initial_weights(ref: str, recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Weights of the model that the generator starts from; ModelError where it is another network."""
-    model = load_model(ref)
-    if model.network != recipe.network:
-        theirs = f"{model.network.generator.kind} x{model.network.scale}" if model.network else "a foreign network"
-        raise ModelError(
-            f"init {ref}: {theirs} is not the recipe's generator, {recipe.generator.kind} x{recipe.scale} "
-            "with the same options"
-        )
-    return model.module.state_dict()
-
-
 def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     filesystem, path = run.storage()
     parent, _, name = path.rpartition("/")
@@ -189,7 +177,7 @@ def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     )
 
 
-def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str, Any]:
+def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str, start: Start | None) -> dict[str, Any]:
     facts = {
         "ray_sr": __version__,
         "ray": ray.__version__,
@@ -201,6 +189,7 @@ def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str) -> dict[str
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "shards": shards,
         "data_digest": digest,
+        **({"starts_from": str(start)} if start else {}),
     }
     try:
         run.samples.mkdir(parents=True, exist_ok=True)

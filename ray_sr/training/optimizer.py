@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_sr.recipe import OptimizerSpec, ScheduleSpec
+from ray_sr.training.muon import Muon, matrices_of
 
 
 def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
@@ -29,7 +30,9 @@ def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
 
 
 class GuardedOptimizer:
-    """Adam or AdamW that leaves the weights alone where a gradient is not finite, without waiting for the GPU.
+    """Adam, AdamW or Muon that leaves weights alone where a gradient is not finite, without waiting for the GPU.
+
+    Beside Muon, Adam moves what is no matrix.
 
     `bad` counts such steps, `bad_in_a_row` those since the last good one; both are tensors on the device.
     """
@@ -43,23 +46,27 @@ class GuardedOptimizer:
         clip: float | None = None,
     ) -> None:
         self.parameters = list(parameters)
-        self.schedule, self.steps, self.base, self.clip = schedule, steps, spec.lr, clip
-        kind = torch.optim.AdamW if spec.kind == "adamw" else torch.optim.Adam
-        self.inner = kind(
-            self.parameters, spec.lr, spec.betas, spec.eps, weight_decay=spec.weight_decay, fused=True
-        )
+        self.schedule, self.steps, self.clip = schedule, steps, clip
+        self.base, self.matrix_base = spec.lr, spec.matrix_lr
+        matrices = matrices_of(self.parameters) if spec.kind == "muon" else []
+        self.muon = Muon(matrices, spec.momentum, spec.weight_decay) if matrices else None
+        others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
+        kind = torch.optim.Adam if spec.kind == "adam" else torch.optim.AdamW
+        self.inner = kind(others, spec.lr, spec.betas, spec.eps, weight_decay=spec.weight_decay, fused=True)
         device = self.parameters[0].device
         self.bad = torch.zeros((), device=device)
         self.bad_in_a_row = torch.zeros((), device=device)
         self.not_finite = torch.zeros((), device=device)
 
     def zero_grad(self) -> None:
-        self.inner.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def step(self, number: int, skip: Tensor | None = None) -> None:
         """Apply the gradients as step `number` (from 0) of the stage; not where `skip` is 1."""
+        factor = rate_factor(self.schedule, number, self.steps)
         for group in self.inner.param_groups:
-            group["lr"] = self.rate(number)
+            group["lr"] = self.base * factor
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
@@ -67,6 +74,8 @@ class GuardedOptimizer:
         left_out = self.not_finite if skip is None else torch.maximum(self.not_finite, skip)
         self.inner.found_inf = left_out  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
         self.inner.step()
+        if self.muon:
+            self.muon.step(self.matrix_base * factor, left_out)
         self.bad += self.not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * self.not_finite
 
@@ -74,10 +83,15 @@ class GuardedOptimizer:
         return self.base * rate_factor(self.schedule, number, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.inner.state_dict()
+        return {**self.inner.state_dict(), **({"muon": self.muon.state_dict()} if self.muon else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.inner.load_state_dict(state)
+        """Raises ValueError where the state is that of another kind of optimizer, or of other parameters."""
+        if ("muon" in state) != (self.muon is not None):
+            raise ValueError("the checkpoint's optimizer is of another kind")
+        if self.muon:
+            self.muon.load_state_dict(state["muon"])
+        self.inner.load_state_dict({key: value for key, value in state.items() if key != "muon"})
 
 
 class BufferGuard:

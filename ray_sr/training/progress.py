@@ -35,6 +35,8 @@ class TrainingProgress:
                     f"{self._recipe.total_steps} steps on {record['cpus']:g} CPUs, {record['gpus']:g} GPUs; "
                     "workers are starting"
                 )
+                if "starts_from" in record:
+                    self._progress.say(f"starts from the weights of {record['starts_from']}")
             case "start":
                 self._progress.restart(record["step"])
                 kept = "kept in memory" if record["cached"] else "streamed"

@@ -81,9 +81,10 @@ class TrainState:
         return self.step >= self.recipe.total_steps
 
     def load_generator(self, weights: dict[str, torch.Tensor]) -> None:
-        """Start from the weights of a published generator."""
-        load_strict(self.generator, weights)
-        load_strict(self.average, weights)
+        """Start from the weights of a published generator; what it lacks stays as it was drawn."""
+        whole = {**self.generator.state_dict(), **weights}
+        load_strict(self.generator, whole)
+        load_strict(self.average, whole)
 
     def advance(self) -> bool:
         """Count a finished step and average the weights. True where the next step begins another stage."""
@@ -140,7 +141,7 @@ class TrainState:
         for name in ("generator_optimizer", "discriminator_optimizer"):
             optimizer = getattr(self, name)
             if optimizer is not None and saved[name] is not None:
-                optimizer.load_state_dict(saved[name])
+                _load_optimizer(optimizer, saved[name], path)
 
     def _dump(self) -> dict[str, Any]:
         def of(part: nn.Module | GuardedOptimizer | None) -> dict[str, Any] | None:
@@ -157,6 +158,13 @@ class TrainState:
             "generator_optimizer": of(self.generator_optimizer),
             "discriminator_optimizer": of(self.discriminator_optimizer),
         }
+
+
+def _load_optimizer(optimizer: GuardedOptimizer, state: dict[str, Any], source: Path) -> None:
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise ModelError(f"{source}: {error}: go on with the optimizer that the run began with") from None
 
 
 def _copied(value: Any) -> Any:
