@@ -11,7 +11,7 @@ help:
 	@echo "make demo    the whole product once, small: about 5 minutes on 2 cores, then a report"
 	@echo "make test    lint, types and tests, on a real Ray"
 	@echo "make bench   training step and upscaling against plain loops"
-	@echo "make results BENCHMARKS=FOLDER   benchmarks/RESULTS.md; PEERS=FILE.py FEATURES=VGG19 add to it"
+	@echo "make results BENCHMARKS=FOLDER   benchmarks/RESULTS.md; PEERS=FILE.py FEATURES=VGG19 DEBLUR=FOLDER add to it"
 	@echo "make setup   only the virtual environment in $(VENV)"
 
 setup: $(READY)
@@ -42,7 +42,7 @@ bench: setup
 
 results: setup
 	$(BIN)/python -m benchmarks.results $(BENCHMARKS) $(if $(PEERS),--peers $(PEERS)) \
-		$(if $(FEATURES),--features $(FEATURES)) -o benchmarks/RESULTS.md
+		$(if $(FEATURES),--features $(FEATURES)) $(if $(DEBLUR),--deblur $(DEBLUR)) -o benchmarks/RESULTS.md
 
 clean:
 	rm -rf $(VENV) demo

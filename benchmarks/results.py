@@ -1,9 +1,11 @@
 """The tables of RESULTS.md: bicubic, the models that come with ray-sr, and public peers, on the same pixels.
 
-    python -m benchmarks.results BENCHMARKS [--peers FILE.py] [--features VGG19] [-o FILE.md] [--json FILE]
+    python -m benchmarks.results BENCHMARKS [--peers FILE.py] [--features VGG19] [--deblur FOLDER] [-o FILE.md]
+                                            [--json FILE]
 
 BENCHMARKS holds folders of photographs, SET/HR. FILE.py has the peers' networks: a dict PEERS with the key
-(NAME, SCALE), and load(NAME, SCALE). Each row is what `ray-sr evaluate MODEL --hr BENCHMARKS/SET/HR` prints.
+(NAME, SCALE), and load(NAME, SCALE). FOLDER holds pairs, sharp/NAME.png and blurred/NAME_*.png. A row of the sets
+without degradation is what `ray-sr evaluate MODEL --hr BENCHMARKS/SET/HR` prints.
 Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 picture, all models by turns.
 """
 
@@ -13,6 +15,7 @@ import argparse
 import json
 import runpy
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +25,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.photo_sets import PhotoSet, compressed_sets, found_sets, shaken_sets
 from ray_sr.benchmarks.machine import Bench, describe_machine
-from ray_sr.evaluation import COLUMNS, evaluate
+from ray_sr.evaluation import COLUMNS, Figures, evaluate
 from ray_sr.features import FeatureNetwork, distance_network
 from ray_sr.model_store import SHIPPED, Model, Store, load_model
 from ray_sr.models import count_parameters
 from ray_sr.upscaling import Engine
 
 SCALES = (2, 4)
+COMPRESSED_SCALE = 4
 FIGURES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "vgg19_conv3_4", "sharpness_ratio")
 LR_SIDES = (240, 320)
 ROUNDS = 3
@@ -49,8 +54,8 @@ class Contender:
 
 
 def contenders(scale: int, peers: Path | None) -> list[Contender]:
-    """Bicubic, what comes with ray-sr at this scale, and the peers."""
-    found = [Contender("bicubic", load_model("bicubic", scale=scale))]
+    """Bicubic (x1: none), what comes with ray-sr at this scale, and the peers."""
+    found = [Contender("bicubic", load_model("bicubic", scale=scale))] if scale > 1 else []
     shipped = Store(SHIPPED)
     for name in sorted({record.name for record in shipped.list() if record.network.scale == scale}):
         found.append(Contender(name, shipped.load(name)))
@@ -73,45 +78,52 @@ def rates(models: Sequence[Contender]) -> dict[str, float]:
     return {name: round(made / times.median(name) / 1e6, 2) for name in works}
 
 
-def measure(
-    benchmarks: Path, peers: Path | None, features: FeatureNetwork | None
-) -> tuple[list[dict[str, Any]], list[str]]:
+@dataclass(frozen=True)
+class Measurement:
     """Rows of all tables, and the protocols that they were measured by."""
-    rows: list[dict[str, Any]] = []
-    protocols: dict[str, None] = {}
-    sets = sorted(path.parent.name for path in benchmarks.glob("*/HR"))
-    if not sets:
-        raise SystemExit(f"error: {benchmarks}: no folder SET/HR in it")
-    for scale in SCALES:
+
+    rows: list[dict[str, Any]]
+    protocols: dict[str, None]
+
+    def add(self, photos: PhotoSet, one: Contender, speed: float, features: FeatureNetwork | None) -> None:
+        print(f"{photos.title}: {one.name}", file=sys.stderr, flush=True)
+        found = evaluate(one.model, photos.hr, photos.lr, features=features)
+        for photo in found.left_out:
+            raise SystemExit(f"error: {photos.title}: {photo.name}: {photo.reason}")
+        self.protocols[found.protocol] = None
+        if photos.scale == 1 and not any(row["set"] == photos.title for row in self.rows):
+            self._add(photos, found.bicubic, model=found.baseline_name, peer=False, parameters=0, mpx_per_s=None)
+        facts = {"model": one.name, "peer": one.of_peers, "parameters": one.parameters, "mpx_per_s": speed}
+        self._add(photos, found.mean, **facts)
+
+    def _add(self, photos: PhotoSet, mean: Figures, **facts: Any) -> None:
+        figures = {name: round(mean[name], 5) for name in FIGURES if name in mean}
+        self.rows.append({"set": photos.title, "scale": photos.scale, **facts, **figures})
+
+
+def measure(sets: Sequence[PhotoSet], peers: Path | None, features: FeatureNetwork | None) -> Measurement:
+    """All models on all sets of their scale."""
+    found = Measurement([], {})
+    for scale in dict.fromkeys(photos.scale for photos in sets):
         models = contenders(scale, peers)
-        speed = rates(models)
-        for photos in sets:
+        speed = rates(models) if models else {}
+        for photos in (photos for photos in sets if photos.scale == scale):
             for one in models:
-                print(f"{photos} x{scale}: {one.name}", file=sys.stderr, flush=True)
-                found = evaluate(one.model, benchmarks / photos / "HR", features=features)
-                for photo in found.left_out:
-                    raise SystemExit(f"error: {photos}/HR/{photo.name}: {photo.reason}")
-                protocols[found.protocol] = None
-                facts = {"set": photos, "scale": scale, "model": one.name, "peer": one.of_peers}
-                facts |= {"parameters": one.parameters, "mpx_per_s": speed[one.name]}
-                mean = found.mean
-                rows.append({**facts, **{name: round(mean[name], 5) for name in FIGURES if name in mean}})
-    return rows, list(protocols)
+                found.add(photos, one, speed[one.name], features)
+    return found
 
 
-def tables(rows: Sequence[dict[str, Any]], protocols: Sequence[str], machine: str) -> str:
+def tables(found: Measurement, machine: str) -> str:
     """RESULTS.md."""
     parts = [
         "# Results",
-        "Made by `make results BENCHMARKS=… PEERS=… FEATURES=…`, from the weights in `ray_sr/weights`. Peers are "
-        "networks with weights that others have published, run on the same pixels; in italics.",
+        "Made by `make results BENCHMARKS=… PEERS=… FEATURES=… DEBLUR=…`, from the weights in `ray_sr/weights`. "
+        "Peers are networks with weights that others have published, run on the same pixels; in italics.",
         f"Speed: megapixels of output a second, float32 or bfloat16 as the engine chooses, {machine}.",
-        "Protocol: " + " / ".join(protocols),
+        "Protocols:\n\n" + "\n".join(f"- {protocol}" for protocol in found.protocols),
     ]
-    for scale in SCALES:
-        for photos in dict.fromkeys(row["set"] for row in rows):
-            chosen = [row for row in rows if (row["set"], row["scale"]) == (photos, scale)]
-            parts += [f"## {photos} x{scale}", _table(chosen)]
+    for title in dict.fromkeys(row["set"] for row in found.rows):
+        parts += [f"## {title}", _table([row for row in found.rows if row["set"] == title])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,7 +134,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     for row in sorted(rows, key=lambda row: row["psnr_y"]):
         name = f"*{row['model']}*" if row["peer"] else row["model"]
         shown = [COLUMNS[figure].show(row[figure]) for figure in figures]
-        lines.append(_line([name, f"{row['parameters']:,}", *shown, f"{row['mpx_per_s']:.2f}"]))
+        speed = "" if row["mpx_per_s"] is None else f"{row['mpx_per_s']:.2f}"
+        lines.append(_line([name, f"{row['parameters']:,}", *shown, speed]))
     return "\n".join(lines)
 
 
@@ -135,17 +148,24 @@ def main() -> None:
     parser.add_argument("benchmarks", metavar="BENCHMARKS", type=Path)
     parser.add_argument("--peers", metavar="FILE.py", type=Path)
     parser.add_argument("--features", metavar="VGG19")
+    parser.add_argument("--deblur", metavar="FOLDER", type=Path)
     parser.add_argument("-o", "--output", metavar="FILE.md", type=Path)
     parser.add_argument("--json", metavar="FILE", type=Path)
     arguments = parser.parse_args()
     features = distance_network(arguments.features) if arguments.features else None
-    rows, protocols = measure(arguments.benchmarks, arguments.peers, features)
-    text = tables(rows, protocols, describe_machine(torch.device("cpu")))
+    with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
+        sets = [
+            *found_sets(arguments.benchmarks, SCALES),
+            *compressed_sets(arguments.benchmarks, COMPRESSED_SCALE, Path(folder)),
+            *shaken_sets(arguments.benchmarks, arguments.deblur, Path(folder)),
+        ]
+        found = measure(sets, arguments.peers, features)
+    text = tables(found, describe_machine(torch.device("cpu")))
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        arguments.json.write_text(json.dumps(found.rows, indent=1))
 
 
 if __name__ == "__main__":

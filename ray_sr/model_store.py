@@ -50,6 +50,7 @@ from ray_sr.models.weights import (
     decode_weights,
     encode_weights,
     generator_from_state,
+    halved,
     load_generator,
 )
 from ray_sr.recipe import Recipe
@@ -114,17 +115,20 @@ class Store:
         provenance: Provenance | None = None,
         pictures: Mapping[str, bytes] | None = None,
         notes: str | None = None,
+        half: bool = False,
         promote: str | None = None,
     ) -> str:
         """Publish a generator and return its version; optionally promote it to a channel at once.
 
-        `pictures` are PNG or JPEG files by name, shown in the card, `notes` a part of it. Raises ModelError for
+        `pictures` are PNG or JPEG files by name, shown in the card, `notes` a part of it. Weights are stored as
+        float32, whatever precision they come in, or with `half` as `halved` has them. Raises ModelError for
         weights that do not fit `network` or are not finite and for a bad name, before anything is written.
         """
         self._check_name(name)
         state = weights.state_dict() if isinstance(weights, nn.Module) else weights
         module = generator_from_state(network, state, name)
-        data = encode_weights(module.state_dict(), network)  # float32, whatever precision it came in
+        stored = halved(module.state_dict()) if half else module.state_dict()
+        data = encode_weights(stored, network)
         digest = hashlib.sha256(data).hexdigest()
         record = ModelRecord(
             name=name,

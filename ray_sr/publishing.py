@@ -13,9 +13,10 @@ from PIL import Image
 
 from ray_sr.evaluation import Progress, evaluate
 from ray_sr.model_card import Metrics, ModelRecord, Provenance
-from ray_sr.model_store import Store, load_model
-from ray_sr.models.weights import load_weights
+from ray_sr.model_store import Model, Store, load_model
+from ray_sr.models.weights import halved, load_strict, load_weights
 from ray_sr.training.runs import Run
+from ray_sr.training_curves import draw_training
 
 
 def publish_run(
@@ -28,6 +29,7 @@ def publish_run(
     measure_on: Sequence[str] = (),
     notes: str | None = None,
     source: str | None = None,
+    half: bool = False,
     progress: Progress | None = None,
 ) -> ModelRecord:
     """Publish the last checkpoint's generator under the recipe's name.
@@ -35,13 +37,19 @@ def publish_run(
     `stage` pretrain takes the one from before the GAN stage, best the one of the highest PSNR-Y in the last stage.
     The validation of its step is published with it, and its figures on the HR photos in the folders `measure_on`,
     with the photos that gain most and least. `notes` go into the card, `source` in place of the run's folder.
+    `half` stores float16, which is what is measured then.
     progress: called with (done, total, name) after each photo that is measured.
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
     weights = run.generator(stage)
     network, state = load_weights(weights)
     recipe = run.recipe()
-    metrics, pictures = _measured(weights, measure_on, progress)
+    model = load_model(weights)
+    if half:
+        load_strict(model.module, halved(state), str(weights))
+    metrics, pictures = _measured(model, measure_on, progress)
+    if curves := draw_training(run):
+        pictures["training.png"] = curves
     name = name or (f"{recipe.name}-pretrain" if stage == "pretrain" else recipe.name)
     version = store.publish(
         name,
@@ -57,20 +65,21 @@ def publish_run(
         ),
         pictures=pictures,
         notes=notes,
+        half=half,
         promote=promote,
     )
     return store.show(f"{name}@{version}")
 
 
 def _measured(
-    weights: Path, folders: Sequence[str], progress: Progress | None
+    model: Model, folders: Sequence[str], progress: Progress | None
 ) -> tuple[list[Metrics], dict[str, bytes]]:
     """Figures on each folder, bicubic's beside them, and pictures by name."""
     metrics, pictures = [], {}
     for folder in folders:
         test_set = _name_of(folder)
         with tempfile.TemporaryDirectory() as temporary:
-            found = evaluate(load_model(weights), folder, pictures=temporary, progress=progress)
+            found = evaluate(model, folder, pictures=temporary, progress=progress)
             gains = {image.name: image.figures["psnr_y"] - image.baseline["psnr_y"] for image in found.images}
             for name in dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)]):
                 file = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{test_set}-{PurePath(name).stem}.jpg")

@@ -73,6 +73,9 @@ NORMALISED = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
 CRITIC_WIDTHS = (64, 64, 128, 256, 512, 1)
 CRITIC_CONVOLUTIONS = sum((16 * before + 3) * after for before, after in pairwise(CRITIC_WIDTHS))
 CRITIC = (16 * 3 + 1) * 64 + CRITIC_CONVOLUTIONS + (16 * 16 + 1) * 1024 + 1024 + 1
+LIGHT = {"trainable": 1_792 + 16 * 73_856 + 27_696, "buffers": 0}  # first, blocks, last
+HALF_NORMALISED = 32 + 64 + 128 + 6 * 2 * 128 + 64 + 32
+HALF_CONVOLUTIONS = 4_736 + 18_496 + 73_856 + 6 * 2 * 147_584 + 73_792 + 18_464 + 4_707
 GENERATORS = {
     "keras-gan-x2": {"trainable": 595_395, "buffers": 1_024},
     "srgan-bce-x4": SRRESNET,
@@ -80,25 +83,31 @@ GENERATORS = {
     "srgan-mae-jpeg-x4": SRRESNET,
     "srresnet-x4": SRRESNET,
     "msrresnet-x4": {"trainable": 1_517_571, "buffers": 0},
-    "light-x4": {"trainable": 1_792 + 16 * 73_856 + 27_696, "buffers": 0},  # first, blocks, last
+    "light-x4": LIGHT,
+    "light-gan-x4": LIGHT,
+    "light-jpeg-x4": LIGHT,
+    "light-x2": {"trainable": 1_792 + 16 * 73_856 + 6_924, "buffers": 0},
     "msrgan-x4": {"trainable": 1_517_571, "buffers": 0},
     "esrgan-x4": RRDBNET,
     "realesrgan-x4": RRDBNET,
     "compact-x4": {"trainable": 621_424, "buffers": 0},
     "deblurgan": {"trainable": 11_378_179, "buffers": 0},
     "deblurgan-wgan": {"trainable": 11_378_179 + 2 * NORMALISED, "buffers": 2 * NORMALISED},
+    "deblur-light": {"trainable": HALF_CONVOLUTIONS + 2 * HALF_NORMALISED, "buffers": 2 * HALF_NORMALISED},
 }
 DISCRIMINATORS = {
     "keras-gan-x2": 1_857,
     "srgan-bce-x4": 23_563_649,
     "srgan-paper-x4": 23_563_649,
     "srgan-mae-jpeg-x4": 23_563_649,
+    "light-gan-x4": 23_563_649 - 18_432 * 924 - 2 * 924,  # a dense layer of 100 instead of 1024
     "msrgan-x4": 14_499_401,
     "esrgan-x4": 14_499_401,
     "realesrgan-x4": 4_376_897,
     "compact-x4": 4_376_897,
     "deblurgan": 2_764_737,
     "deblurgan-wgan": CRITIC,
+    "deblur-light": (16 * 3 + 1) * 32 + 16 * 32 * (64 + 2 * 128 + 4 * 256) + 64 + 128 + 256 + 16 * 256 + 1,
 }
 
 
@@ -142,7 +151,16 @@ def test_crops_come_in_the_sizes_that_the_networks_expect(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["srgan-mae-jpeg-x4", "realesrgan-x4", "compact-x4", "deblurgan", "deblurgan-wgan"]
+    "name",
+    [
+        "srgan-mae-jpeg-x4",
+        "realesrgan-x4",
+        "compact-x4",
+        "deblurgan",
+        "deblurgan-wgan",
+        "light-jpeg-x4",
+        "deblur-light",
+    ],
 )
 def test_photos_lose_more_than_by_bicubic_where_a_recipe_promises_it(name: str) -> None:
     recipe = load_recipe(name)

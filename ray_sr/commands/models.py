@@ -73,6 +73,7 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @click.option("--notes", metavar="FILE", type=click.File(encoding="utf-8"), help="Markdown for the card: data and "
               "their terms, hardware, where it fails.")  # fmt: skip
 @click.option("--source", metavar="TEXT", help="What the card tells of the run (default: its folder).")
+@click.option("--half", is_flag=True, help="Store float16: half the size; --measure measures what is stored.")
 @store_option
 @json_option
 def publish(
@@ -83,6 +84,7 @@ def publish(
     measure: tuple[str, ...],
     notes: TextIO | None,
     source: str | None,
+    half: bool,
     store: str | None,
     as_json: bool,
 ) -> None:
@@ -103,6 +105,7 @@ def publish(
         measure_on=measure,
         notes=text,
         source=source,
+        half=half,
         progress=counted("measuring", "photos", quiet=as_json),
     )
     result = {"model": record.ref, "name": record.name, "version": record.version, "store": place.root}

@@ -59,6 +59,11 @@ def encode_weights(
     return dump_safetensors(tensors, {HEADER: json.dumps(description, sort_keys=True)})
 
 
+def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Kernels and matrices as float16, half the size; biases and BatchNorm's statistics stay float32."""
+    return {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
+
+
 def save_weights(
     path: str | Path, module: nn.Module, network: NetworkSpec, metadata: Mapping[str, Any] | None = None
 ) -> None:

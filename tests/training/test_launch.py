@@ -141,12 +141,29 @@ def test_the_best_generator_is_published_with_its_own_figures(whole_run: Run, tm
     card = (tmp_path / "store" / "models" / "tiny" / record.version / "card.md").read_text()
     assert "It fails at night." in card
     assert "| Source | a run |" in card
+    *photos, curves = record.pictures
+    assert photos
+    assert all(name.startswith("Two-") for name in photos)
+    assert curves == "training.png"
     for name in record.pictures:
-        assert name.startswith("Two-")
         assert f"(pictures/{name})" in card
         with Image.open(tmp_path / "store" / "models" / "tiny" / record.version / "pictures" / name) as picture:
-            assert picture.format == "JPEG"
-    assert record.pictures
+            assert picture.format == ("PNG" if name == curves else "JPEG")
+
+
+def test_half_precision_is_measured_as_it_is_stored(whole_run: Run, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    folder = str(write_real_photos(tmp_path / "Two" / "HR", side=96))
+    whole, half = (publish_run(whole_run, store, half=half, measure_on=[folder]) for half in (False, True))
+    sizes = [
+        (tmp_path / "store" / "models" / "tiny" / record.version / "model.safetensors").stat().st_size
+        for record in (whole, half)
+    ]
+    assert sizes[1] < 0.7 * sizes[0]
+    model = load_model(half.ref, store)
+    assert all(value.dtype == torch.float32 for value in model.module.state_dict().values() if value.ndim)
+    assert half.metrics[1].values["psnr_y"] == pytest.approx(evaluate(model, folder).mean["psnr_y"], abs=1e-9)
+    assert half.metrics[1].values["psnr_y"] == pytest.approx(whole.metrics[1].values["psnr_y"], abs=0.01)
 
 
 def test_killed_and_resumed_equals_never_killed(whole_run: Run, shards: str, tmp_path: Path) -> None:
