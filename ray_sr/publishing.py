@@ -6,12 +6,12 @@ import io
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from PIL import Image
 
-from ray_sr.evaluation import Progress, evaluate
+from ray_sr.evaluation import Evaluation, Progress, evaluate
 from ray_sr.model_card import Metrics, ModelRecord, Provenance
 from ray_sr.model_store import Model, Store, load_model
 from ray_sr.models.weights import halved, load_strict, load_weights
@@ -27,6 +27,7 @@ def publish_run(
     stage: str = "last",
     promote: str | None = None,
     measure_on: Sequence[str] = (),
+    pictures_of: str | None = None,
     notes: str | None = None,
     source: str | None = None,
     half: bool = False,
@@ -35,9 +36,10 @@ def publish_run(
     """Publish the last checkpoint's generator under the recipe's name.
 
     `stage` pretrain takes the one from before the GAN stage, best the one of the highest PSNR-Y in the last stage.
-    The validation of its step is published with it, and its figures on the HR photos in the folders `measure_on`,
-    with the photos that gain most and least. `notes` go into the card, `source` in place of the run's folder.
-    `half` stores float16, which is what is measured then.
+    The validation of its step is published with it, its curves, and its figures on the photos of `measure_on`:
+    HR folders, or HR,LR where LR is not to be made. Pictures are of the photos in `pictures_of` (written like
+    that), else of those that gain most and least in each folder. `notes` go into the card, `source` in place of
+    the run's folder. `half` stores float16, which is what is measured then.
     progress: called with (done, total, name) after each photo that is measured.
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
@@ -47,7 +49,9 @@ def publish_run(
     model = load_model(weights)
     if half:
         load_strict(model.module, halved(state), str(weights))
-    metrics, pictures = _measured(model, measure_on, progress)
+    metrics, pictures = _measured(model, measure_on, progress, draw=pictures_of is None)
+    if pictures_of is not None:
+        pictures = _pictures(model, pictures_of, progress)
     if curves := draw_training(run):
         pictures["training.png"] = curves
     name = name or (f"{recipe.name}-pretrain" if stage == "pretrain" else recipe.name)
@@ -72,27 +76,42 @@ def publish_run(
 
 
 def _measured(
-    model: Model, folders: Sequence[str], progress: Progress | None
+    model: Model, places: Sequence[str], progress: Progress | None, draw: bool
 ) -> tuple[list[Metrics], dict[str, bytes]]:
     """Figures on each folder, bicubic's beside them, and pictures by name."""
     metrics, pictures = [], {}
-    for folder in folders:
-        test_set = _name_of(folder)
+    for place in places:
+        test_set = _name_of(place)
         with tempfile.TemporaryDirectory() as temporary:
-            found = evaluate(model, folder, pictures=temporary, progress=progress)
+            found = evaluate(model, *place.split(","), pictures=temporary if draw else None, progress=progress)
             gains = {image.name: image.figures["psnr_y"] - image.baseline["psnr_y"] for image in found.images}
-            for name in dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)]):
-                file = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{test_set}-{PurePath(name).stem}.jpg")
-                pictures[file.lstrip("-._")] = _as_jpeg(found.pictures[name])
+            shown = dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)])
+            pictures |= _drawn(found, shown if draw else (), test_set)
         bicubic = {f"{found.baseline_name}_{name}": value for name, value in found.bicubic.items()}
         values = {name: value for name, value in {**found.mean, **bicubic}.items() if math.isfinite(value)}
         metrics.append(Metrics(protocol=f"{test_set}, {len(found.images)} photos: {found.protocol}", values=values))
     return metrics, pictures
 
 
-def _name_of(folder: str) -> str:
-    """Of a test set: Set5 for Set5/HR."""
-    path = PurePath(folder)
+def _pictures(model: Model, place: str, progress: Progress | None) -> dict[str, bytes]:
+    """Of every photo there."""
+    with tempfile.TemporaryDirectory() as temporary:
+        found = evaluate(model, *place.split(","), pictures=temporary, progress=progress)
+        return _drawn(found, found.pictures, _name_of(place))
+
+
+def _drawn(found: Evaluation, names: Iterable[str], test_set: str) -> dict[str, bytes]:
+    """The side-by-side pictures of these photos, by the names that they get in the card."""
+    drawn = {}
+    for name in names:
+        file = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{test_set}-{PurePath(name).stem}.jpg")
+        drawn[file.lstrip("-._")] = _as_jpeg(found.pictures[name])
+    return drawn
+
+
+def _name_of(place: str) -> str:
+    """Of a test set: Set5 for Set5/HR, or for Set5/HR,FOLDER."""
+    path = PurePath(place.partition(",")[0])
     return path.parent.name if path.name.upper() == "HR" and path.parent.name else path.name
 
 

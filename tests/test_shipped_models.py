@@ -39,6 +39,17 @@ def test_an_empty_store_serves_the_shipped_models(store: Store, shipped: Store) 
     assert store.list() == []
 
 
+def test_scales_up_to_2_get_the_shipped_model_for_x2(store: Store, shipped: Store) -> None:
+    assert chosen_model(None, store.root, 2) == "best"
+    shipped.publish("light-x2", generator(4), NETWORK, promote="best-x2")
+    assert [chosen_model(None, store.root, scale) for scale in (1.5, 2, 2.5, None)] == [
+        "best-x2", "best-x2", "best", "best"
+    ]  # fmt: skip
+    assert chosen_model("light", store.root, 2) == "light"
+    ref = "mine@" + store.publish("mine", generator(3), NETWORK)
+    assert chosen_model(None, store.root, 2) == ref
+
+
 def test_own_models_come_first(store: Store) -> None:
     version = store.publish("light", generator(2), NETWORK)
     assert store.load("light").version == version

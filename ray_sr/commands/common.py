@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+BEST_X2 = "best-x2"  # a channel of the store that comes with ray-sr
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -61,10 +63,11 @@ def connect_ray() -> None:
     connect(verbose=is_verbose())
 
 
-def chosen_model(model: str | None, store: str | None) -> str:
+def chosen_model(model: str | None, store: str | None, scale: float | None = None) -> str:
     """The MODEL to load: a run's folder stands for its last generator.
 
-    None for `best`, else the newest; for the best that comes with ray-sr where nothing is published.
+    None for `best`, else the newest. Where nothing is published it is the best that comes with ray-sr, at x2 for
+    scales up to 2.
     """
     from ray_sr.errors import ModelError
     from ray_sr.model_store import SHIPPED, Store
@@ -75,9 +78,14 @@ def chosen_model(model: str | None, store: str | None) -> str:
     records = place.list()
     if "best" in place.channels():
         return "best"
-    if not records and "best" not in Store(SHIPPED).channels():
+    if records:
+        return records[0].ref
+    shipped = Store(SHIPPED).channels()
+    if scale is not None and scale <= 2 and BEST_X2 in shipped:
+        return BEST_X2
+    if "best" not in shipped:
         raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
-    return records[0].ref if records else "best"
+    return "best"
 
 
 def _is_run(model: str) -> bool:

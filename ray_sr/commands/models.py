@@ -68,8 +68,10 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @click.option("--stage", type=click.Choice(["last", "best", "pretrain"]), default="last", show_default=True,
               help="Which generator: the last, that of the best PSNR-Y, or that before the GAN.")  # fmt: skip
 @click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
-@click.option("--measure", metavar="FOLDER", multiple=True, help="Of HR photos: figures and pictures for the "
-              "card.")  # fmt: skip
+@click.option("--measure", metavar="HR[,LR]", multiple=True, help="Folder of HR photos (and one of LR photos): "
+              "figures and pictures for the card.")  # fmt: skip
+@click.option("--pictures", metavar="HR[,LR]", help="Show all photos of this folder in the card, and no measured "
+              "ones.")  # fmt: skip
 @click.option("--notes", metavar="FILE", type=click.File(encoding="utf-8"), help="Markdown for the card: data and "
               "their terms, hardware, where it fails.")  # fmt: skip
 @click.option("--source", metavar="TEXT", help="What the card tells of the run (default: its folder).")
@@ -82,6 +84,7 @@ def publish(
     stage: str,
     promote: str | None,
     measure: tuple[str, ...],
+    pictures: str | None,
     notes: TextIO | None,
     source: str | None,
     half: bool,
@@ -103,6 +106,7 @@ def publish(
         stage=stage,
         promote=promote,
         measure_on=measure,
+        pictures_of=pictures,
         notes=text,
         source=source,
         half=half,

@@ -25,7 +25,8 @@ _SIDE = click.IntRange(1)
 @click.command()
 @click.argument("photos", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="OUT", help="File or folder to write to, - for stdout (default: beside).")
-@click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest published).")
+@click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest "
+              "published, else the best that comes with ray-sr).")  # fmt: skip
 @click.option("-s", "--scale", type=click.FloatRange(0, min_open=True), help="Any scale (default: the model's).")
 @click.option("--width", type=_SIDE, help="Width of the results in pixels, instead of a scale.")
 @click.option("--height", type=_SIDE, help="Height of the results; with --width: they fit into that box.")
@@ -77,7 +78,7 @@ def upscale(
     _check(request, on_ray)
     from ray_sr.model_store import load_model
 
-    loaded = load_model(chosen_model(model, store), store)
+    loaded = load_model(chosen_model(model, store, request.wanted.scale), store)
     engine_options = {"device": device, "precision": precision, "tile": tile, "ensemble": tta}
     if on_ray:
         summary = _on_ray(request, loaded, engine_options, workers)

@@ -151,6 +151,23 @@ def test_the_best_generator_is_published_with_its_own_figures(whole_run: Run, tm
             assert picture.format == ("PNG" if name == curves else "JPEG")
 
 
+def test_pictures_may_be_of_other_photos_than_figures(whole_run: Run, tmp_path: Path) -> None:
+    hr, lr = (tmp_path / name for name in ("shown/HR", "lr"))
+    write_real_photos(hr, side=64)
+    lr.mkdir()
+    for path in hr.iterdir():
+        with Image.open(path) as photo:
+            photo.resize((photo.width // 2, photo.height // 2)).save(lr / path.name)
+    measured = str(write_real_photos(tmp_path / "Two" / "HR", side=96))
+    given = f"{hr},{lr}"
+    record = publish_run(whole_run, Store(tmp_path / "store"), measure_on=[measured, given], pictures_of=given)
+    *photos, curves = record.pictures
+    assert sorted(photos) == sorted(f"shown-{path.stem}.jpg" for path in hr.iterdir())
+    assert curves == "training.png"
+    assert [metrics.protocol.split(",")[0] for metrics in record.metrics[1:]] == ["Two", "shown"]
+    assert "LR: given photos" in record.metrics[2].protocol
+
+
 def test_half_precision_is_measured_as_it_is_stored(whole_run: Run, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     folder = str(write_real_photos(tmp_path / "Two" / "HR", side=96))
