@@ -18,7 +18,7 @@ FLOORS = [
     {"losses", "features", "degradations", "models", "metrics", "lpips"},
     {"data", "photo_pairs", "model_store", "model_card", "upscaling"},
     {"training", "evaluation", "pictures", "archive"},
-    {"report", "report_notes", "charts", "publishing"},
+    {"report", "report_notes", "charts", "publishing", "training_curves"},
     {"tuning", "serving", "client", "benchmarks"},
     {"cluster", "demo", "jobs", "spot"},
     {"commands", "cli"},
