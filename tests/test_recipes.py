@@ -268,6 +268,10 @@ def content(losses: Losses, terms: Sequence[ContentLoss]) -> float:
 
 def test_the_first_stage_lowers_its_content_loss(finished: Finished) -> None:
     recipe = finished.state.recipe
+    if recipe.init and recipe.pretrain is None:
+        pytest.skip(
+            "goes on from a trained generator by an adversarial loss: from random weights it proves nothing"
+        )
     terms = content_losses(recipe, stages(recipe)[0])
     first, last = finished.seen[0], finished.seen[stages(recipe)[0].steps - 1]
     before, after = content(first, terms), content(last, terms)
