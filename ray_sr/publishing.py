@@ -79,7 +79,8 @@ def _measured(
     model: Model, places: Sequence[str], progress: Progress | None, draw: bool
 ) -> tuple[list[Metrics], dict[str, bytes]]:
     """Figures on each folder, bicubic's beside them, and pictures by name."""
-    metrics, pictures = [], {}
+    metrics: list[Metrics] = []
+    pictures: dict[str, bytes] = {}
     for place in places:
         test_set = _name_of(place)
         with tempfile.TemporaryDirectory() as temporary:
