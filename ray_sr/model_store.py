@@ -240,9 +240,8 @@ class Store:
                 record = _read_record(self._filesystem, info.path)
             except ModelError as error:
                 logger.warning("%s", error)
-                continue
-            if record:
-                records.append(record)
+            else:
+                records += [record] if record else []
         return records
 
     def _record(self, event: ChannelEvent) -> ModelRecord:
@@ -257,15 +256,19 @@ class Store:
 
     def _unknown(self, ref: str) -> NoReturn:
         """Raise ModelError with what there is instead."""
-        records = [*self.list(), *(self._further.list() if self._further else [])]
-        names = [*dict.fromkeys(record.name for record in records), *self.channels()]
-        if not names:
-            raise ModelError(f"no model {ref!r}: the store {self.root} is empty; ray-sr models publish fills it")
-        known = [*names, *(record.ref for record in records), BUILT_IN]
-        close = difflib.get_close_matches(ref, known, n=1)
+        known = self._names(), self._further._names() if self._further else []
+        close = difflib.get_close_matches(ref, [*known[0], *known[1], BUILT_IN], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        held = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-        raise ModelError(f"no model {ref!r} in the store {self.root}: {hint}it holds {held}")
+        plain = ([name for name in names if "@" not in name] for names in known)
+        own, shipped = (", ".join(names[:8]) + (", …" if len(names) > 8 else "") for names in plain)
+        said = f"it holds {own}" if own else "it is empty; ray-sr models publish fills it"
+        said += f"; ray-sr comes with {shipped}" if shipped else ""
+        raise ModelError(f"no model {ref!r} in the store {self.root}: {hint}{said}")
+
+    def _names(self) -> Sequence[str]:
+        """All that `show` knows here: names, channels, and names with their versions."""
+        found = self.list()
+        return [*dict.fromkeys(each.name for each in found), *self.channels(), *(each.ref for each in found)]
 
     # --------------------------------------------------------------------------------------- channels
 

@@ -202,13 +202,15 @@ def test_promoted_models_are_protected(any_store: Store) -> None:
 
 
 def test_unknown_references_say_what_there_is(store: Store) -> None:
-    with pytest.raises(ModelError, match="is empty"):
+    with pytest.raises(ModelError, match=r"is empty; ray-sr models publish fills it; ray-sr comes with .*light-x4"):
         store.load("small")
     version = store.publish("small", generator(1), NETWORK, promote="best")
     with pytest.raises(ModelError, match=r"did you mean 'small'.*it holds small, best"):
         store.load("smal")
     with pytest.raises(ModelError, match=f"did you mean 'small@{version}'"):
         store.load(f"small@{version[:-1]}0" if version[-1] != "0" else f"small@{version[:-1]}1")
+    with pytest.raises(ModelError, match=r"did you mean 'light-x4'.*it holds small, best; ray-sr comes with"):
+        store.load("light-x5")
     for ref in ("small@", "@", "", "nonsense"):
         with pytest.raises(ModelError, match="no model"):
             store.load(ref)

@@ -176,6 +176,11 @@ def test_an_absent_job_server_is_one_line(head: Head, clean: Path) -> None:
     assert err.count("\n") == 1
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def test_only_what_a_job_needs_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -187,7 +192,8 @@ def test_only_what_a_job_needs_is_uploaded(tmp_path: Path, monkeypatch: pytest.M
     assert arguments == ["train", "--recipe=files/0/mine.yaml", "seed=3"]
     assert (staged / "files/0/mine.yaml").read_text() == TINY
     assert {path.name for path in staged.iterdir()} == {"files", "ray_sr"}
-    assert sum(path.stat().st_size for path in staged.rglob("*")) < 5 << 20
+    assert size(staged) - size(staged / "ray_sr/weights") < 5 << 20
+    assert size(staged / "ray_sr/weights") == size(ROOT / "ray_sr/weights") < 25 << 20
     (tmp_path / "mine.yaml").write_text("#" * (2 << 20))
     with pytest.raises(RecipeError, match="too large to send"):
         stage(Job(("train", "-c", "../mine.yaml"), files=("../mine.yaml",)), tmp_path / "other")

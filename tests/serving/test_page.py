@@ -156,7 +156,7 @@ def test_photos_go_one_at_a_time(visit: Visitor, small_png: bytes) -> None:
     page.hand_over("drop", small_png, "second.png")
     page.sees("[role=alert]", "One photo at a time")
     page.sees("#name", "cat.png")
-    page.tab.click("#cancel")
+    cancel(page)
 
 
 def test_hidden_data_is_left_out_on_wish(visit: Visitor) -> None:
@@ -191,6 +191,12 @@ def test_result_that_browsers_cannot_show_can_be_downloaded(visit: Visitor, smal
     assert not page.tab.locator("#after").is_visible()
     page.sees("#file-name", "cat_x4.tif")
     assert decode(downloaded(page)).width == 128
+
+
+def cancel(page: Visit) -> None:
+    """Ends the job under way. Waits for the answer: a tab that is closed at once takes the request with it."""
+    with page.tab.expect_response(lambda answer: answer.request.method == "DELETE"):
+        page.tab.click("#cancel")
 
 
 def downloaded(page: Visit) -> bytes:
@@ -332,8 +338,7 @@ def test_progress_is_told_and_cancel_ends_the_job(visit: Visitor, service: Runni
     page.sees("#phase", "Upscaling")
     page.sees("#percent", "%")
     assert page.tab.locator("#cancel").evaluate("(cancel) => cancel === document.activeElement")
-    with page.tab.expect_response(lambda answer: answer.request.method == "DELETE"):
-        page.tab.click("#cancel")
+    cancel(page)
     page.sees("#go", "Upscale to 4096 × 4096")
     assert page.tab.locator("[role=status]").first.inner_text() == "Cancelled."
     assert httpx.get(f"{service.url}/v1/jobs/{job}").json()["status"] == "canceled"
