@@ -83,6 +83,12 @@ def write_whole(snapshot: Snapshot, folder: Path) -> None:
         raise
 
 
+def sweep(run: Path) -> None:
+    """Remove what a worker that was killed while it wrote has left in the run's folder."""
+    for aside in run.glob(".checkpoint_*.partial"):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
@@ -30,6 +30,7 @@ from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import recipe_yaml
 from ray_sr.storage import first_line, place_of
+from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
 from ray_sr.training.starting import Start, start_from
@@ -87,6 +88,7 @@ def train(
     require_shared(*shared)
     monitor = start_monitor()
     stream = open_stream(recipe, place, FirstRow(monitor))
+    sweep(run.folder)
     unknown = run.forget_broken_note() if resume else None
     rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
     config = {
@@ -235,6 +237,7 @@ class _Driver:
                 if self.stop.is_set() and not self.interrupted:
                     self._interrupt()
             self._drain(0)
+            sweep(self.run_folder.folder)  # Ray Train ends the workers where its own note cannot be written
             self._push()
         finally:
             self.journal.close()
@@ -334,15 +337,23 @@ class _Driver:
             kinds = {kind.__name__: kind for kind in RaySRError.__subclasses__()}
             raise kinds.get(self.refusal["kind"], RaySRError)(self.refusal["message"])
         if self.failure is not None:
-            raise ClusterError(
-                f"training failed after step {self.step}: {first_line(_root(self.failure))}; "
-                "--verbose shows the workers' logs, --resume goes on from the last checkpoint"
-            ) from self.failure
+            self._raise_failure_of(_root(self.failure))
         if self.interrupted:
             raise Interrupted(f"stopped at step {self.step}, checkpoint saved: go on with --resume")
 
+    def _raise_failure_of(self, root: BaseException) -> NoReturn:
+        if isinstance(root, OSError) and isinstance(self.failure, ControllerError):
+            message = f"{self.run_folder.place}: cannot write: {first_line(root)}; the former checkpoint is whole"
+            raise ResourceError(message) from self.failure
+        raise ClusterError(
+            f"training failed after step {self.step}: {first_line(root)}; "
+            "--verbose shows the workers' logs, --resume goes on from the last checkpoint"
+        ) from self.failure
+
 
 def _root(error: BaseException) -> BaseException:
-    """The worker's own exception inside what Ray Train raises."""
+    """The exception of a worker, or of the controller, inside what Ray Train raises."""
+    if isinstance(error, ControllerError):
+        return error.controller_failure
     causes = getattr(error, "worker_failures", None)
     return next(iter(causes.values())) if causes else error

@@ -403,6 +403,8 @@ def test_a_full_disk_stops_the_run_and_leaves_the_former_checkpoint(shards: str,
         assert whole[0] <= final_state(run)["step"] < 30
         assert not list(run.folder.glob(".checkpoint_*"))
         (small / "junk").unlink()
+        (run.folder / ".checkpoint_00000007.partial").mkdir()  # as a killed machine leaves it
         assert train(recipe("training.keep_best=0"), run, shards=shards, resume=True).step == 30
+        assert not list(run.folder.glob(".checkpoint_*"))
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
