@@ -12,11 +12,13 @@ Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 pic
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import runpy
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ import torch
 from benchmarks.photo_sets import PhotoSet, compressed_sets, found_sets, shaken_sets
 from ray_sr.benchmarks.machine import Bench, describe_machine
 from ray_sr.evaluation import COLUMNS, Figures, evaluate
-from ray_sr.features import FeatureNetwork, distance_network
+from ray_sr.features import FeatureMaps, distance_network
 from ray_sr.model_store import SHIPPED, Model, Store, load_model
 from ray_sr.models import count_parameters
 from ray_sr.upscaling import Engine
@@ -38,6 +40,7 @@ COMPRESSED_SCALE = 4
 FIGURES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "vgg19_conv3_4", "sharpness_ratio")
 LR_SIDES = (240, 320)
 ROUNDS = 3
+REMEMBERED = 120  # feature maps: those of a set of 24 photos, 3 for each, with room to spare; some 3 GB
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,22 @@ def rates(models: Sequence[Contender]) -> dict[str, float]:
     return {name: round(made / times.median(name) / 1e6, 2) for name in works}
 
 
+class RememberedFeatures:
+    """A feature network that computes the maps of a picture once: all models meet the same HR and bicubic photos."""
+
+    def __init__(self, network: FeatureMaps) -> None:
+        self.network = network
+        self._maps: OrderedDict[bytes, Mapping[str, torch.Tensor]] = OrderedDict()  # the longest unused first
+
+    def __call__(self, rgb: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        key = hashlib.sha256(rgb.contiguous().numpy().tobytes()).digest()
+        found = self._maps.pop(key, None)
+        self._maps[key] = self.network(rgb) if found is None else found
+        if len(self._maps) > REMEMBERED:
+            self._maps.popitem(last=False)
+        return self._maps[key]
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Rows of all tables, and the protocols that they were measured by."""
@@ -85,7 +104,7 @@ class Measurement:
     rows: list[dict[str, Any]]
     protocols: dict[str, None]
 
-    def add(self, photos: PhotoSet, one: Contender, speed: float, features: FeatureNetwork | None) -> None:
+    def add(self, photos: PhotoSet, one: Contender, speed: float, features: FeatureMaps | None) -> None:
         print(f"{photos.title}: {one.name}", file=sys.stderr, flush=True)
         found = evaluate(one.model, photos.hr, photos.lr, features=features)
         for photo in found.left_out:
@@ -101,7 +120,7 @@ class Measurement:
         self.rows.append({"set": photos.title, "scale": photos.scale, **facts, **figures})
 
 
-def measure(sets: Sequence[PhotoSet], peers: Path | None, features: FeatureNetwork | None) -> Measurement:
+def measure(sets: Sequence[PhotoSet], peers: Path | None, features: FeatureMaps | None) -> Measurement:
     """All models on all sets of their scale."""
     found = Measurement([], {})
     for scale in dict.fromkeys(photos.scale for photos in sets):
@@ -152,7 +171,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", metavar="FILE.md", type=Path)
     parser.add_argument("--json", metavar="FILE", type=Path)
     arguments = parser.parse_args()
-    features = distance_network(arguments.features) if arguments.features else None
+    features = RememberedFeatures(distance_network(arguments.features)) if arguments.features else None
     with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
         sets = [
             *found_sets(arguments.benchmarks, SCALES),

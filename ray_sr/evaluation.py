@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
-from ray_sr.features import FeatureNetwork, vgg19_feature_distance
+from ray_sr.features import FeatureMaps, vgg19_feature_distance
 from ray_sr.images import write_bytes
 from ray_sr.lpips import LPIPS
 from ray_sr.metrics import Protocol, mean_metrics, measure, sharpness
@@ -176,7 +176,7 @@ def evaluate(
     device: str = "auto",
     precision: Precision = "float32",
     tile: int | None = None,
-    features: FeatureNetwork | None = None,
+    features: FeatureMaps | None = None,
     lpips: LPIPS | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -252,7 +252,7 @@ class _Bench:
     """Runs and measures photo by photo."""
 
     def __init__(
-        self, scale: int, engine: Engine, features: FeatureNetwork | None = None, lpips: LPIPS | None = None
+        self, scale: int, engine: Engine, features: FeatureMaps | None = None, lpips: LPIPS | None = None
     ) -> None:
         self.scale, self.engine, self.features, self.lpips = scale, engine, features, lpips
 

@@ -15,7 +15,7 @@ import re
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -93,6 +93,10 @@ def layer_positions(network: NetworkName) -> dict[str, int]:
             position += 2  # the convolution and its ReLU
         position += 1  # the pooling
     return positions
+
+
+FeatureMaps = Callable[[Tensor], Mapping[str, Tensor]]
+"""A FeatureNetwork, or what stands for one: RGB N×3×H×W in [0, 1] to maps by layer name."""
 
 
 class FeatureNetwork(nn.Module):
@@ -364,7 +368,7 @@ def distance_network(weights: str | None = None) -> FeatureNetwork:
 
 
 @torch.no_grad()
-def vgg19_feature_distance(sr: Tensor, hr: Tensor, network: FeatureNetwork) -> Tensor:
+def vgg19_feature_distance(sr: Tensor, hr: Tensor, network: FeatureMaps) -> Tensor:
     """Perceptual distance of each photo: N values in [0, 2], 0 for equal photos; lower is better.
 
     Protocol: VGG19 conv3_4 after ReLU; the feature vector of every position is scaled to unit length; the

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import results
@@ -64,6 +65,23 @@ def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.Monk
             [psnr(luma(_moved(np.asarray(sharp), by)), luma(np.asarray(sharp))) for by in (1, 2)]
         )
     assert found["real, real camera shake", "input"]["psnr_y"] == pytest.approx(expected_psnr, abs=1e-4)
+
+
+def test_maps_of_a_picture_are_computed_once_and_the_longest_unused_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed = []
+
+    def network(rgb: torch.Tensor) -> dict[str, torch.Tensor]:
+        computed.append(float(rgb.mean()))
+        return {"conv3_4": 2 * rgb}
+
+    monkeypatch.setattr(results, "REMEMBERED", 2)
+    features = results.RememberedFeatures(network)
+    photos = [torch.full((1, 3, 4, 4), value) for value in (0.25, 0.5, 0.75)]
+    for which in (0, 1, 0, 1, 2, 1, 0):
+        assert torch.equal(features(photos[which].clone())["conv3_4"], 2 * photos[which])
+    assert computed == [0.25, 0.5, 0.75, 0.25]
 
 
 def _pairs(folder: Path, photo: Path) -> Path:
