@@ -82,7 +82,7 @@ def rates(models: Sequence[Contender]) -> dict[str, float]:
 
 
 class RememberedFeatures:
-    """A feature network that computes the maps of a picture once: all models meet the same HR and bicubic photos."""
+    """A feature network that computes the maps of a picture once: all models meet the same HR photos."""
 
     def __init__(self, network: FeatureMaps) -> None:
         self.network = network
