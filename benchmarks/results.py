@@ -123,12 +123,11 @@ class Measurement:
 def measure(sets: Sequence[PhotoSet], peers: Path | None, features: FeatureMaps | None) -> Measurement:
     """All models on all sets of their scale."""
     found = Measurement([], {})
-    for scale in dict.fromkeys(photos.scale for photos in sets):
-        models = contenders(scale, peers)
-        speed = rates(models) if models else {}
-        for photos in (photos for photos in sets if photos.scale == scale):
-            for one in models:
-                found.add(photos, one, speed[one.name], features)
+    models = {photos.scale: contenders(photos.scale, peers) for photos in sets}
+    speeds = {scale: rates(ones) for scale, ones in models.items() if ones}  # first, while the machine is at rest
+    for photos in sets:
+        for one in models[photos.scale]:
+            found.add(photos, one, speeds[photos.scale][one.name], features)
     return found
 
 
@@ -171,7 +170,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", metavar="FILE.md", type=Path)
     parser.add_argument("--json", metavar="FILE", type=Path)
     arguments = parser.parse_args()
-    features = RememberedFeatures(distance_network(arguments.features)) if arguments.features else None
+    features = None
+    if arguments.features:
+        network = distance_network(arguments.features).to(memory_format=torch.channels_last)
+        features = RememberedFeatures(network)
     with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
         sets = [
             *found_sets(arguments.benchmarks, SCALES),
