@@ -7,13 +7,16 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError, RayError
@@ -87,9 +90,13 @@ class JobServer:
         """
         with self._talking():
             self._client.get_job_status(job_id)  # raises for an id that nobody knows
-        log = _Log(show)
+        with _ctrl_c() as pressed:
+            return self._follow(job_id, _Log(show, pressed))
+
+    def _follow(self, job_id: str, log: _Log) -> int:
         reached = time.monotonic()
         while True:
+            log.stop_if_pressed()
             try:
                 with self._talking():
                     asyncio.run(log.tail(self._client, job_id))
@@ -138,17 +145,45 @@ class JobServer:
         return ClusterError(f"{self.address}: {_line(text)}")
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Set by Ctrl-C beside its KeyboardInterrupt, which what it falls into may lose.
+
+    Left alone, asyncio.run cancels its task instead; where the connection answers that with an error of its own,
+    the log would be followed again.
+    """
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+
+    def hear(number: int, frame: FrameType | None) -> NoReturn:
+        pressed.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Log:
     """What has been shown of a job's log; Ray begins at its start whenever it is asked."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
+    def __init__(self, show: Callable[[str], None], pressed: threading.Event) -> None:
+        self._show, self._pressed = show, pressed
         self.seen = 0
+
+    def stop_if_pressed(self) -> None:
+        if self._pressed.is_set():
+            raise KeyboardInterrupt
 
     async def tail(self, client: JobSubmissionClient, job_id: str) -> None:
         """Show what is new until the job ends."""
         position = 0
         async for text in client.tail_job_logs(job_id):
+            self.stop_if_pressed()
             if position + len(text) > self.seen:
                 self._show(text[max(0, self.seen - position) :])
             position += len(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ray_sr.errors import RecipeError
-from ray_sr.jobs import Job, stage
+from ray_sr.jobs import Job, _ctrl_c, _Log, stage
 from tests.cluster.ray_head import RAY, Head, running_head
 from tests.photos import write_real_photos
 
@@ -166,6 +167,18 @@ def status_of(head: Head, folder: Path, job: str) -> str:
     code, out, err = ended(head, folder, RAY, "job", "status", job)
     assert code == 0, err
     return out + err
+
+
+def test_ctrl_c_counts_even_where_its_exception_is_lost() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with _ctrl_c() as pressed:
+        log = _Log(str, pressed)
+        log.stop_if_pressed()
+        with contextlib.suppress(KeyboardInterrupt):  # as a connection that answers with an error of its own
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            log.stop_if_pressed()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_absent_job_server_is_one_line(head: Head, clean: Path) -> None:
