@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from pydantic import Field
 
+from ray_sr.errors import ModelError
 from ray_sr.recipe_networks import NetworkSpec, Section
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -145,6 +147,13 @@ def _provenance(record: ModelRecord) -> list[str]:
     }
     known = [(key, value) for key, value in rows.items() if value is not None]
     return ["## Provenance", _table(("", ""), known)]
+
+
+def picture_name(name: str) -> str:
+    """The name, if a picture of a card may have it. Raises ModelError."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise ModelError(f"{name!r} cannot name a picture of a model card")
+    return name
 
 
 def _table(head: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> str:

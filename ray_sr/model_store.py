@@ -41,6 +41,7 @@ from ray_sr.model_card import (
     Metrics,
     ModelRecord,
     Provenance,
+    picture_name,
     write_card,
 )
 from ray_sr.models import Bicubic, Capability, Generator, count_parameters
@@ -157,7 +158,7 @@ class Store:
         if record.recipe:
             text = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True)
             files["recipe.yaml"] = text.encode()
-        files |= {f"pictures/{_file_name(name)}": picture for name, picture in pictures.items()}
+        files |= {f"pictures/{picture_name(name)}": picture for name, picture in pictures.items()}
         files["model.json"] = (record.model_dump_json(indent=2) + "\n").encode()  # last: it makes the model
         folder = self._folder(record.name, record.version)
         try:
@@ -240,8 +241,9 @@ class Store:
                 record = _read_record(self._filesystem, info.path)
             except ModelError as error:
                 logger.warning("%s", error)
-            else:
-                records += [record] if record else []
+                continue
+            if record:
+                records.append(record)
         return records
 
     def _record(self, event: ChannelEvent) -> ModelRecord:
@@ -256,13 +258,11 @@ class Store:
 
     def _unknown(self, ref: str) -> NoReturn:
         """Raise ModelError with what there is instead."""
-        known = self._names(), self._further._names() if self._further else []
-        close = difflib.get_close_matches(ref, [*known[0], *known[1], BUILT_IN], n=1)
+        own, shipped = self._names(), self._further._names() if self._further else []
+        close = difflib.get_close_matches(ref, [*own, *shipped, BUILT_IN], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        plain = ([name for name in names if "@" not in name] for names in known)
-        own, shipped = (", ".join(names[:8]) + (", …" if len(names) > 8 else "") for names in plain)
-        said = f"it holds {own}" if own else "it is empty; ray-sr models publish fills it"
-        said += f"; ray-sr comes with {shipped}" if shipped else ""
+        said = f"it holds {_some(own)}" if own else "it is empty; ray-sr models publish fills it"
+        said += f"; ray-sr comes with {_some(shipped)}" if shipped else ""
         raise ModelError(f"no model {ref!r} in the store {self.root}: {hint}{said}")
 
     def _names(self) -> Sequence[str]:
@@ -486,15 +486,14 @@ def _read_weights(filesystem: pafs.FileSystem, folder: str, record: ModelRecord)
     return data
 
 
+def _some(names: Sequence[str]) -> str:
+    plain = [name for name in names if "@" not in name]
+    return ", ".join(plain[:8]) + (", …" if len(plain) > 8 else "")
+
+
 def _newest_first(records: Sequence[ModelRecord]) -> list[ModelRecord]:
     return sorted(records, key=lambda record: (record.date, record.version), reverse=True)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _file_name(name: str) -> str:
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise ModelError(f"{name!r} cannot name a picture of a model card")
-    return name
