@@ -178,8 +178,9 @@ def main() -> None:
         sets = [
             *found_sets(arguments.benchmarks, SCALES),
             *compressed_sets(arguments.benchmarks, COMPRESSED_SCALE, Path(folder)),
-            *shaken_sets(arguments.benchmarks, arguments.deblur, Path(folder)),
         ]
+        if contenders(1, arguments.peers):
+            sets += shaken_sets(arguments.benchmarks, arguments.deblur, Path(folder))
         found = measure(sets, arguments.peers, features)
     text = tables(found, describe_machine(torch.device("cpu")))
     print(text)

@@ -84,7 +84,7 @@ def _measured(
     for place in places:
         test_set = _name_of(place)
         with tempfile.TemporaryDirectory() as temporary:
-            found = evaluate(model, *place.split(","), pictures=temporary if draw else None, progress=progress)
+            found = evaluate(model, *_folders(place), pictures=temporary if draw else None, progress=progress)
             gains = {image.name: image.figures["psnr_y"] - image.baseline["psnr_y"] for image in found.images}
             shown = dict.fromkeys([max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)])
             pictures |= _drawn(found, shown if draw else (), test_set)
@@ -97,7 +97,7 @@ def _measured(
 def _pictures(model: Model, place: str, progress: Progress | None) -> dict[str, bytes]:
     """Of every photo there."""
     with tempfile.TemporaryDirectory() as temporary:
-        found = evaluate(model, *place.split(","), pictures=temporary, progress=progress)
+        found = evaluate(model, *_folders(place), pictures=temporary, progress=progress)
         return _drawn(found, found.pictures, _name_of(place))
 
 
@@ -110,9 +110,15 @@ def _drawn(found: Evaluation, names: Iterable[str], test_set: str) -> dict[str, 
     return drawn
 
 
+def _folders(place: str) -> tuple[str, str | None]:
+    """HR, and LR where it is given."""
+    hr, _, lr = place.partition(",")
+    return hr, lr or None
+
+
 def _name_of(place: str) -> str:
     """Of a test set: Set5 for Set5/HR, or for Set5/HR,FOLDER."""
-    path = PurePath(place.partition(",")[0])
+    path = PurePath(_folders(place)[0])
     return path.parent.name if path.name.upper() == "HR" and path.parent.name else path.name
 
 

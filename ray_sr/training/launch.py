@@ -343,8 +343,10 @@ class _Driver:
 
     def _raise_failure_of(self, root: BaseException) -> NoReturn:
         if isinstance(root, OSError) and isinstance(self.failure, ControllerError):
-            message = f"{self.run_folder.place}: cannot write: {first_line(root)}; the former checkpoint is whole"
-            raise ResourceError(message) from self.failure
+            raise ResourceError(
+                f"{self.run_folder.place}: cannot write: {first_line(root)}; "
+                "--resume goes on from the last checkpoint"
+            ) from self.failure
         raise ClusterError(
             f"training failed after step {self.step}: {first_line(root)}; "
             "--verbose shows the workers' logs, --resume goes on from the last checkpoint"
