@@ -15,32 +15,33 @@ PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes
 
 
 @contextlib.contextmanager
-def locked(path: str, what: str) -> Iterator[None]:
+def locked(path: str, what: str, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock of this file, which is made, for the block. `what` it guards is named in errors.
 
-    Raises ResourceError where it cannot be had.
+    Raises ResourceError where it cannot be had: at once, or with `wait` after PATIENCE seconds.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
     except OSError as error:
         raise ResourceError(f"cannot write {what}: {first_line(error)}") from None
     try:
-        _wait_for(descriptor, what)
+        if not _has_lock(descriptor, what, PATIENCE if wait else 0):
+            waited = f" for {PATIENCE:.0f} s: see whether it hangs" if wait else ": wait for its end"
+            raise ResourceError(f"{what} is in use by another process{waited}")
         yield
     finally:
         os.close(descriptor)  # gives the lock back, as the end of the process would
 
 
-def _wait_for(descriptor: int, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def _has_lock(descriptor: int, what: str, patience: float) -> bool:
+    deadline = time.monotonic() + patience
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ResourceError(
-                    f"{what} is locked by another publisher for {PATIENCE:.0f} s: see whether it hangs"
-                ) from None
+            if time.monotonic() >= deadline:
+                return False
             time.sleep(0.05)
         except OSError as error:
             raise ResourceError(f"cannot lock {what}: {first_line(error)}") from None

@@ -28,6 +28,8 @@ from ray_sr.sharpening import sharpen
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
+_CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # RGB to Cb and Cr
+
 # -------------------------------------------------------------------------------------- content losses
 
 
@@ -97,6 +99,8 @@ def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None)
             return PerceptualDistance(network, spec.layers, distance)
         case ColourLossSpec(kind="mean_colour"):
             return mean_colour_distance
+        case ColourLossSpec(kind="chroma"):
+            return chroma_distance
         case ColourLossSpec():
             return lambda sr, hr: histogram_distance(sr, hr, spec.bins)
         case TotalVariationSpec():
@@ -137,6 +141,16 @@ class PerceptualDistance(nn.Module):
 def mean_colour_distance(sr: Tensor, hr: Tensor) -> Tensor:
     """Mean absolute difference between the mean colours of each photo."""
     return F.l1_loss(sr.mean(dim=(2, 3)), hr.mean(dim=(2, 3)))
+
+
+def chroma_distance(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference of the chroma Cb and Cr of each pixel (BT.601 full range, as in JFIF).
+
+    Blind to brightness: beside an adversarial loss it keeps invented texture from having a colour of its own.
+    """
+    difference = sr - hr
+    chroma: Tensor = torch.einsum("kc,nchw->nkhw", difference.new_tensor(_CHROMA), difference)
+    return chroma.abs().mean()
 
 
 def histogram_distance(sr: Tensor, hr: Tensor, bins: int) -> Tensor:

@@ -91,9 +91,9 @@ class PerceptualLossSpec(Section):
 
 
 class ColourLossSpec(Section):
-    """Colour balance: mean colour of each photo, or its soft histogram of each channel."""
+    """Colour alone: each photo's mean colour, its soft histogram of each channel, or L1 of the pixels' chroma."""
 
-    kind: Literal["mean_colour", "histogram"] = "mean_colour"
+    kind: Literal["mean_colour", "histogram", "chroma"] = "mean_colour"
     weight: Positive = Field(1.0, description="factor of this term")
     bins: int = Field(32, ge=2, le=256, description="bins of the histogram")
 

@@ -78,7 +78,7 @@ class DeblurGANSpec(Section):
     kind: Literal["deblurgan"] = "deblurgan"
     blocks: int = Field(9, ge=1, le=64, description="number of residual blocks")
     channels: int = Field(64, ge=4, le=512, description="channels of the first convolution; doubled twice")
-    norm: Literal["batch", "instance"] = Field("instance", description="normalisation after convolutions")
+    norm: Literal["batch", "instance", "none"] = Field("instance", description="normalisation after convolutions")
     dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the residual blocks")
     upsampling: Literal["transposed", "nearest"] = Field(
         "transposed", description="transposed convolution (the paper), or nearest x2 and a convolution"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ ALL_CONTENT: list[LossSpec] = [
     RANDOM,
     ColourLossSpec(kind="mean_colour"),
     ColourLossSpec(kind="histogram"),
+    ColourLossSpec(kind="chroma"),
     TotalVariationSpec(),
 ]
 KINDS = ("bce", "lsgan", "hinge", "wasserstein", "relativistic")
@@ -104,6 +106,18 @@ def test_mean_colour_compares_each_photo() -> None:
     hr[0, 0], hr[1, 0] = 0.3, -0.3  # the batch's mean colours agree, the photos' do not
     assert float(one(ColourLossSpec())(sr, hr)) == pytest.approx(0.1, rel=1e-6)
     assert float(one(ColourLossSpec())(hr, hr.flip(3).roll(2, dims=2))) == pytest.approx(0, abs=1e-7)
+
+
+def test_chroma_is_that_of_jpeg_and_blind_to_brightness() -> None:
+    chroma = one(ColourLossSpec(kind="chroma"))
+    sr, hr = photos(5, side=16), photos(6, side=16)
+    theirs = []
+    for photo in (sr, hr):
+        levels = photo.mul(255).round().byte()
+        theirs.append(np.asarray(Image.fromarray(levels[0].permute(1, 2, 0).numpy()).convert("YCbCr"), dtype=float))
+    expected = np.abs(theirs[0] - theirs[1])[..., 1:].mean() / 255
+    assert float(chroma(sr[:1], hr[:1])) == pytest.approx(expected, abs=1 / 255)
+    assert float(chroma(hr + torch.rand(hr.shape[0], 1, 16, 16), hr)) == pytest.approx(0, abs=1e-6)
 
 
 def test_total_variation_equals_piqs_and_ignores_the_target() -> None:

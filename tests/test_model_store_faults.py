@@ -164,5 +164,5 @@ def publish_without_end(store: Store) -> None:
 def test_a_lock_that_hangs_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_sr.file_lock.PATIENCE", 0.2)
     store.publish("small", generator(1), NETWORK)
-    with store._lock(), pytest.raises(ResourceError, match="locked by another publisher"):
+    with store._lock(), pytest.raises(ResourceError, match="in use by another process for 0 s"):
         Store(store.root).publish("small", generator(2), NETWORK)

@@ -93,5 +93,11 @@ def normal_init(root: nn.Module, deviation: float = 0.02) -> None:
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
-    """`batch`: BatchNorm with scale and shift. `instance`: by each image's own statistics, no parameters."""
-    return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels)
+    """`batch`: BatchNorm with scale and shift. `instance`: each image's own statistics, no parameters. `none`."""
+    match kind:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "instance":
+            return nn.InstanceNorm2d(channels)
+        case _:
+            return nn.Identity()

@@ -83,44 +83,45 @@ def train(
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
     start = start_from(recipe.init, recipe) if recipe.init else None
-    facts = _write_facts(recipe, run, place, digest, start)
-    shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
-    require_shared(*shared)
-    monitor = start_monitor()
-    stream = open_stream(recipe, place, FirstRow(monitor))
-    sweep(run.folder)
-    unknown = run.forget_broken_note() if resume else None
-    rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
-    config = {
-        "recipe": recipe.dump(),
-        "resume": unknown,
-        "shards": place,
-        "shared": [file for file in shared if "://" not in file],
-        "monitor": monitor,
-        "init": ray.put(start.weights) if start else None,
-        "stream": ray.put(stream),
-        "segment_rows": rows,
-        "data": {
-            "sub_images": len(stream.index),
-            "cached": stream.cached,
-            "degrade_in": stream.place,
-            "skipped": stream.index.skipped,
-        },
-    }
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=_run_config(recipe, run),
-        datasets={"train": batch_dataset(stream, rows)} if stream.by_tasks else None,
-        dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
-    )
-    listen({"event": "facts", "step": 0, **facts})
-    trackers = Trackers(recipe, run.folder)
-    try:
-        return _Driver(trainer, recipe, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
-    finally:
-        trackers.close()
+    with run.held():
+        facts = _write_facts(recipe, run, place, digest, start)
+        shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
+        require_shared(*shared)
+        monitor = start_monitor()
+        stream = open_stream(recipe, place, FirstRow(monitor))
+        sweep(run.folder)
+        unknown = run.forget_broken_note() if resume else None
+        rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
+        config = {
+            "recipe": recipe.dump(),
+            "resume": unknown,
+            "shards": place,
+            "shared": [file for file in shared if "://" not in file],
+            "monitor": monitor,
+            "init": ray.put(start.weights) if start else None,
+            "stream": ray.put(stream),
+            "segment_rows": rows,
+            "data": {
+                "sub_images": len(stream.index),
+                "cached": stream.cached,
+                "degrade_in": stream.place,
+                "skipped": stream.index.skipped,
+            },
+        }
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config=config,
+            scaling_config=scaling,
+            run_config=_run_config(recipe, run),
+            datasets={"train": batch_dataset(stream, rows)} if stream.by_tasks else None,
+            dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
+        )
+        listen({"event": "facts", "step": 0, **facts})
+        trackers = Trackers(recipe, run.folder)
+        try:
+            return _Driver(trainer, recipe, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
+        finally:
+            trackers.close()
 
 
 def _shards_of(recipe: Recipe, shards: str | None) -> str:

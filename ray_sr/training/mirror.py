@@ -1,12 +1,11 @@
-"""A run in a bucket: its small files are kept in a folder of this machine too, where they can be appended to."""
+"""A run in a bucket: this process keeps its small files in a folder too, where they can be appended to."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -14,32 +13,35 @@ from pyarrow import fs as pafs
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.storage import first_line, make_folder, open_filesystem, read_file, write_file
 
-CACHE = Path("~/.cache/ray-sr/runs")
 CHECKPOINTS = "checkpoint_"  # what Ray Train keeps there: folders of this prefix and a note beside them
 
 
 @dataclass
 class Mirror:
-    """The files of a URI and of a folder that stands for it; all but the checkpoints, which workers write there."""
+    """The files of a URI and of a folder that stands for it; all but the checkpoints, which workers write there.
+
+    The folder is this object's alone and ends with it: a report that reads a run leaves its training undisturbed.
+    """
 
     uri: str
     folder: Path
+    _parent: TemporaryDirectory[str]
     _pushed: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, uri: str) -> Mirror:
-        """A mirror in this user's cache."""
+        """An empty mirror among the machine's temporary files."""
         uri = uri.rstrip("/")
-        key = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        return cls(uri, CACHE.expanduser() / key / PurePosixPath(uri).name)
+        parent = TemporaryDirectory(prefix="ray-sr-run-")
+        folder = Path(parent.name, PurePosixPath(uri).name)
+        folder.mkdir()
+        return cls(uri, folder, parent)
 
     def storage(self) -> tuple[pafs.FileSystem, str]:
         return open_filesystem(self.uri)
 
     def pull(self) -> None:
-        """Make the folder what the URI has now. Raises InputError where that cannot be read."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        """Bring what the URI has now to the folder. Raises InputError where that cannot be read."""
         filesystem, root = self.storage()
         try:
             selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)

@@ -5,19 +5,22 @@ A run can lie in a bucket: then `folder` is a copy of its small files, which `pu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pyarrow import fs as pafs
 
-from ray_sr.errors import InputError
+from ray_sr.errors import InputError, ResourceError
+from ray_sr.file_lock import locked
 from ray_sr.images import write_bytes
 from ray_sr.recipe import Recipe
 from ray_sr.recipe_reader import load_recipe
-from ray_sr.storage import exists, open_filesystem, place_of, read_file
+from ray_sr.storage import exists, first_line, open_filesystem, place_of, read_file
 from ray_sr.training.mirror import CHECKPOINTS, Mirror
 from ray_sr.training.monitor import Record, read_journal
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, STATE_FILE
@@ -63,6 +66,19 @@ class Run:
         """Bring what is new to the bucket, if the run lies in one. Raises ResourceError."""
         if self.mirror:
             self.mirror.push()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder, and keeps other processes from training in it. ResourceError where one does.
+
+        In a bucket, where nothing can be locked, it holds nothing.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"{self.place}: cannot write the run here: {first_line(error)}") from None
+        with locked(str(self.folder / ".lock"), f"the run {self.place}", wait=False):
+            yield
 
     @property
     def recipe_file(self) -> Path:

@@ -91,6 +91,19 @@ def test_a_mirror_brings_what_changed_and_forgets_what_went(bucket: str) -> None
     assert again.records("train")[-1]["step"] == 101
 
 
+def test_reading_a_run_in_a_bucket_leaves_its_training_alone(bucket: str) -> None:
+    training = Run.at(f"{bucket}/run")
+    training.folder.rmdir()
+    made_up_run(training.folder, until=50)
+    training.push()
+    with training.journal.open("a") as journal:
+        reader = Run.at(f"{bucket}/run")
+        journal.write('{"event": "train", "step": 51}\n')
+    training.push()
+    assert reader.records("train")[-1]["step"] == 50
+    assert Run.at(f"{bucket}/run").records("train")[-1]["step"] == 51
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_in_a_bucket_is_trained_resumed_and_published(bucket: str, tmp_path: Path) -> None:
     from ray_sr.data.manifest import Cutting

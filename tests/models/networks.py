@@ -28,6 +28,7 @@ SMALL: list[GeneratorSpec] = [
     DeblurGANSpec(blocks=1, channels=4),
     DeblurGANSpec(blocks=1, channels=4, norm="batch", upsampling="nearest"),
     DeblurGANSpec(blocks=1, channels=4, norm="batch"),
+    DeblurGANSpec(blocks=1, channels=4, norm="none", upsampling="nearest"),
 ]
 NETWORKS = [NetworkSpec(scale=scale, generator=spec) for spec in SMALL for scale in spec.scales]
 
