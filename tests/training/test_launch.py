@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(shards: str, tmp_
 
 def test_no_two_trainings_in_one_folder(whole_run: Run, shards: str) -> None:
     files = {path: path.stat().st_mtime_ns for path in whole_run.folder.rglob("*") if path.is_file()}
-    with whole_run.held(), pytest.raises(ResourceError, match="the run .*whole is in use by another process"):
+    with whole_run.held(), pytest.raises(ResourceError, match=r"the run .*whole is in use by another process"):
         train(recipe(), Run.at(whole_run.folder), shards=shards, resume=True)
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
