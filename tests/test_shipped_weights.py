@@ -20,7 +20,7 @@ from tests.photos import real_photos
 
 MOST_BYTES = 25_000_000
 RECORDS = {record.name: record for record in Store(SHIPPED).list()}
-FOR_PSNR = ("light-x4", "light-x2")
+FOR_PSNR = ("light-x4", "light-x2", "light-compact-x4")
 every_model = pytest.mark.parametrize("name", RECORDS)
 
 
@@ -50,7 +50,7 @@ def jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def test_they_are_small_and_complete() -> None:
-    assert set(RECORDS) >= {"light-x4", "light-x2", "light-gan-x4", "light-jpeg-x4"}
+    assert set(RECORDS) >= {"light-x4", "light-x2", "light-gan-x4", "light-jpeg-x4", "light-compact-x4"}
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < MOST_BYTES
     channels = {name: channel.current.name for name, channel in Store(SHIPPED).channels().items()}
     assert channels == {"best": "light-x4", "best-x2": "light-x2"}
