@@ -73,6 +73,12 @@ NORMALISED = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
 CRITIC_WIDTHS = (64, 64, 128, 256, 512, 1)
 CRITIC_CONVOLUTIONS = sum((16 * before + 3) * after for before, after in pairwise(CRITIC_WIDTHS))
 CRITIC = (16 * 3 + 1) * 64 + CRITIC_CONVOLUTIONS + (16 * 16 + 1) * 1024 + 1024 + 1
+# The SRGAN paper's discriminator of half the width, a dense layer of 100: convolutions, BatchNorm, dense on 6x6.
+HALF_SRGAN_WIDTHS = (32, 32, 64, 64, 128, 128, 256, 256)
+HALF_SRGAN = (
+    *(9 * 3 * 32 + 32, sum(9 * before * after for before, after in pairwise(HALF_SRGAN_WIDTHS))),
+    *(2 * sum(HALF_SRGAN_WIDTHS[1:]), 36 * 256 * 100 + 100, 100 + 1),
+)
 LIGHT = {"trainable": 1_792 + 16 * 73_856 + 27_696, "buffers": 0}  # first, blocks, last
 HALF_CONVOLUTIONS = 4_736 + 18_496 + 73_856 + 6 * 2 * 147_584 + 73_792 + 18_464 + 4_707
 GENERATORS = {
@@ -100,7 +106,7 @@ DISCRIMINATORS = {
     "srgan-bce-x4": 23_563_649,
     "srgan-paper-x4": 23_563_649,
     "srgan-mae-jpeg-x4": 23_563_649,
-    "light-gan-x4": 37 * 16 + 1 + (16 * 42 + 9 * 44) * 16**2,  # two ends, three convolutions of 4x4, five of 3x3
+    "light-gan-x4": sum(HALF_SRGAN),
     "msrgan-x4": 14_499_401,
     "esrgan-x4": 14_499_401,
     "realesrgan-x4": 4_376_897,
