@@ -7,7 +7,7 @@ from torch import nn
 
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
-from ray_sr.models.layers import conv3, norm_layer, normal_init, pad_to_multiple
+from ray_sr.models.layers import conv3, norm_layer, normal_init, pad_to_multiple, scale_kaiming
 from ray_sr.recipe_networks import DeblurGANSpec
 
 _MULTIPLE = 4
@@ -18,8 +18,9 @@ class DeblurGAN(Generator):
     """Two strided convolutions, residual blocks at a quarter of the size, two upsamplings; adds to the input.
 
     The residual ends in tanh. Sizes that do not divide by 4 are padded, and the result is cropped. Weights
-    start from N(0, 0.02). Parameters carry the names of the authors' release. `instance` normalises by the
-    statistics of each whole image, in training and afterwards.
+    start from N(0, 0.02), which normalisation makes up for; without it they start Kaiming-normal, a tenth of that
+    in residual branches and in the last convolution. Parameters carry the names of the authors' release.
+    `instance` normalises by the statistics of each whole image, in training and afterwards.
     """
 
     def __init__(self, spec: DeblurGANSpec, scale: int) -> None:
@@ -37,7 +38,7 @@ class DeblurGAN(Generator):
             nn.Conv2d(narrow, 3, 7),
             nn.Tanh(),
         )
-        normal_init(self)
+        _start(self.model, spec.norm)
         self.capability = Capability(
             scale=scale,
             channels=3,
@@ -67,6 +68,15 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features + self.conv_block(features)
+
+
+def _start(model: nn.Sequential, norm: str) -> None:
+    if norm == "none":
+        scale_kaiming(model, 1.0)
+        for part in (*(part for part in model if isinstance(part, _ResidualBlock)), model[-2]):
+            scale_kaiming(part, 0.1)
+    else:
+        normal_init(model)
 
 
 def _normalised(conv: nn.Module, channels: int, norm: str) -> list[nn.Module]:

@@ -304,6 +304,19 @@ def test_deblurgan_starts_from_small_normal_weights(upsampling: str) -> None:
             assert module.weight.mean().item() == pytest.approx(1, abs=0.01)
 
 
+def test_deblurgan_without_normalisation_starts_near_its_input_and_lets_gradients_through() -> None:
+    torch.manual_seed(0)
+    spec = DeblurGANSpec(norm="none", dropout=0, channels=16)
+    generator = build_generator(NetworkSpec(scale=1, generator=spec))
+    image = picture(32, 32)
+    residual = generator(image) - image
+    assert 1e-3 < residual.std() < 0.2
+    residual.square().mean().backward()
+    first = generator.model[1].weight
+    assert first.grad is not None
+    assert first.grad.norm() > 1e-5 * first.norm()
+
+
 def test_deblurgan_drops_out_in_training_only() -> None:
     generator = build(NetworkSpec(scale=1, generator=DeblurGANSpec(blocks=1, channels=8)))
     image = picture(16, 16)
