@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from ray_sr.errors import ResourceError
 from ray_sr.storage import first_line
 
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
 
 
@@ -18,7 +20,8 @@ PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes
 def locked(path: str, what: str, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock of this file, which is made, for the block. `what` it guards is named in errors.
 
-    Raises ResourceError where it cannot be had: at once, or with `wait` after PATIENCE seconds.
+    Raises ResourceError where it cannot be had within PATIENCE seconds. Without `wait` it does at once, and a
+    filesystem that has no locks counts as free.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
@@ -44,4 +47,6 @@ def _has_lock(descriptor: int, what: str, patience: float) -> bool:
                 return False
             time.sleep(0.05)
         except OSError as error:
+            if patience == 0 and error.errno in _NO_LOCKS:
+                return True
             raise ResourceError(f"cannot lock {what}: {first_line(error)}") from None

@@ -71,7 +71,7 @@ class Run:
     def held(self) -> Iterator[None]:
         """Makes the folder, and keeps other processes from training in it. ResourceError where one does.
 
-        In a bucket, where nothing can be locked, it holds nothing.
+        In a bucket and on filesystems without locks it holds nothing.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -306,6 +307,15 @@ def test_no_two_trainings_in_one_folder(whole_run: Run, shards: str) -> None:
     with whole_run.held(), pytest.raises(ResourceError, match=r"the run .*whole is in use by another process"):
         train(recipe(), Run.at(whole_run.folder), shards=shards, resume=True)
     assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_a_filesystem_without_locks_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with Run.at(tmp_path / "run").held():
+        assert (tmp_path / "run").is_dir()
 
 
 def test_what_is_wrong_is_told_before_any_work(whole_run: Run, shards: str, tmp_path: Path) -> None:
