@@ -34,15 +34,15 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from benchmarks.second_order_opencv import degrade_opencv
+from ray_sr.bench.data_plane import PLACES, PeakMemory, loader_rate, open_batches, rate
 from ray_sr.cluster import disconnect, local_ray
-from ray_sr.data.bench import PLACES, PeakMemory, loader_rate, open_batches, rate
 from ray_sr.data.crops import CropPlan
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.pixels import CachedPixels, StoredPixels, read_index
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import BatchStream, choose_place, open_stream
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 
 CROP, SCALE, BATCH, CROPS = 96, 4, 16, 4
 SIDE = 480

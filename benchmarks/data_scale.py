@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ray_sr.bench.data_plane import PeakMemory
 from ray_sr.cluster import disconnect, local_ray
-from ray_sr.data.bench import PeakMemory
-from ray_sr.data.feeding import made_by_tasks
+from ray_sr.data.batches import made_by_tasks
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import batch_dataset, open_stream
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 
 GROWTH = 10
 SIDE, SMALL_SIDE = 480, 48

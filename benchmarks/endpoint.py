@@ -37,12 +37,12 @@ from typing import Any
 import torch
 
 from ray_sr import client
-from ray_sr.benchmarks.http import Target, closed_loop, photos
+from ray_sr.bench.http import Target, closed_loop, photos
 from ray_sr.errors import ClusterError
 from ray_sr.images import decode
-from ray_sr.model_store import Store, load_model
 from ray_sr.models import build_generator
-from ray_sr.recipe_networks import MSRResNetSpec, NetworkSpec
+from ray_sr.recipes.networks import MSRResNetSpec, NetworkSpec
+from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
 
 CLIENTS = (1, 8)

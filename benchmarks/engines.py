@@ -28,12 +28,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from ray_sr.benchmarks.machine import Bench, describe_machine, use_threads
-from ray_sr.benchmarks.upscale import made_up_generator
+from ray_sr.bench.machine import Bench, describe_machine, use_threads
+from ray_sr.bench.upscale import made_up_generator
 from ray_sr.models import Generator
 from ray_sr.models.export import export_onnx
 from ray_sr.progress import Progress
-from ray_sr.recipe_networks import CompactSpec, MSRResNetSpec, NetworkSpec
+from ray_sr.recipes.networks import CompactSpec, MSRResNetSpec, NetworkSpec
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.precision import to_bfloat16, try_out
 

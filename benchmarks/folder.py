@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from ray_sr.benchmarks.machine import Bench, describe_machine, use_threads
-from ray_sr.benchmarks.upscale import made_up_generator
+from ray_sr.bench.machine import Bench, describe_machine, use_threads
+from ray_sr.bench.upscale import made_up_generator
 from ray_sr.progress import Progress
-from ray_sr.recipe_networks import CompactSpec, MSRResNetSpec, NetworkSpec
+from ray_sr.recipes.networks import CompactSpec, MSRResNetSpec, NetworkSpec
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.files import FileOptions, Worker, upscale_files
 from ray_sr.upscaling.naming import plan_jobs
-from ray_sr.upscaling.sizes import Wanted
+from ray_sr.upscaling.target_size import Wanted
 
 NETWORKS = {
     "MSRResNet x4, direct": NetworkSpec(scale=4, generator=MSRResNetSpec(upsampling="direct")),

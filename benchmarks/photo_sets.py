@@ -11,8 +11,8 @@ from PIL import Image
 
 from ray_sr.degradations import degrade
 from ray_sr.images import decode, rgb8
-from ray_sr.recipe import CompressionSpec, DegradationSpec, DownscaleSpec, MotionBlurSpec
-from ray_sr.resample import mod_crop
+from ray_sr.images.resample import mod_crop
+from ray_sr.recipes.degradations import CompressionSpec, DegradationSpec, DownscaleSpec, MotionBlurSpec
 
 QUALITY = 40
 SHAKE = MotionBlurSpec(size=31)

@@ -16,7 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from ray_sr.images import decode, encode
-from ray_sr.model_store import load_model
+from ray_sr.store import load_model
 from ray_sr.upscaling import Engine, upscale_photo
 
 

@@ -28,11 +28,13 @@ import numpy as np
 import torch
 
 from benchmarks.photo_sets import PhotoSet, compressed_sets, found_sets, shaken_sets
-from ray_sr.benchmarks.machine import Bench, describe_machine
-from ray_sr.evaluation import COLUMNS, Figures, evaluate
-from ray_sr.features import FeatureMaps, distance_network
-from ray_sr.model_store import SHIPPED, Model, Store, load_model
+from ray_sr.bench.machine import Bench, describe_machine
+from ray_sr.evaluation import evaluate
+from ray_sr.evaluation.table import COLUMNS, Figures
 from ray_sr.models import count_parameters
+from ray_sr.perceptual.vgg import FeatureMaps, distance_network
+from ray_sr.store import Model, Store, load_model
+from ray_sr.store.store import SHIPPED
 from ray_sr.upscaling import Engine
 
 SCALES = (2, 4)

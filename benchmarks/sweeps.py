@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ray_sr.benchmarks.machine import Bench, describe_machine
+from ray_sr.bench.machine import Bench, describe_machine
 
 
 def run(arguments: list[str]) -> None:

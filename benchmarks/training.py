@@ -24,13 +24,13 @@ from typing import Any
 
 import torch
 
-from ray_sr.benchmarks.step import OurLoop, made_up_photos
+from ray_sr.bench.step import OurLoop, made_up_photos
 from ray_sr.cluster import disconnect, local_ray
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.launch import train
 from ray_sr.training.runs import Run
 

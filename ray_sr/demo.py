@@ -15,11 +15,11 @@ from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.evaluation import Evaluation, evaluate
 from ray_sr.images import read_photo, rgb8, write_bytes
-from ray_sr.model_store import Store, load_model
 from ray_sr.progress import Progress
 from ray_sr.publishing import publish_run
-from ray_sr.recipe_reader import load_recipe
-from ray_sr.report import ExtraSection, Picture, write_report
+from ray_sr.publishing.report import ExtraSection, Picture, write_report
+from ray_sr.recipes.reader import load_recipe
+from ray_sr.store import Store, load_model
 from ray_sr.training.launch import train
 from ray_sr.training.progress import TrainingProgress
 from ray_sr.training.runs import Run

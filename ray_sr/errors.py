@@ -5,6 +5,8 @@ Every message is one line that says what is wrong, where, and what to do about i
 
 from __future__ import annotations
 
+import os
+
 
 class RaySRError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""
@@ -44,3 +46,9 @@ class ClusterError(RaySRError):
     """The cluster or a server cannot be reached or failed. Exit code 6."""
 
     exit_code = 6
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name, or any text, as one line that every terminal and log takes."""
+    text = os.fsdecode(name)
+    return text if text.isprintable() else ascii(text)

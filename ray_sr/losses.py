@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ray_sr.features import FeatureNetwork, load_feature_network
-from ray_sr.recipe import (
+from ray_sr.images.sharpening import sharpen
+from ray_sr.perceptual.vgg import FeatureNetwork, load_feature_network
+from ray_sr.recipes.losses import (
     AdversarialSpec,
     ColourLossSpec,
     FeaturesSpec,
@@ -24,7 +25,6 @@ from ray_sr.recipe import (
     PixelLossSpec,
     TotalVariationSpec,
 )
-from ray_sr.sharpening import sharpen
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def build_content_losses(
     """The terms in the order of `specs`, on `device`; names are unique ("l1", "perceptual_vgg19", "l1_2").
 
     `dtype` is that of autocast, where there is one: feature networks are converted to it once, and not by
-    autocast in every step. Raises the errors of `features.load_feature_network` for perceptual losses.
+    autocast in every step. Raises the errors of `perceptual.vgg.load_feature_network` for perceptual losses.
     """
     names: Counter[str] = Counter()
     terms = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ray_sr.recipe_reader import parse_recipe, recipe_yaml
+from ray_sr.recipes.reader import parse_recipe, recipe_yaml
 from ray_sr.training.runs import Run
 
 PRETRAIN, GAN, EVERY = 400, 200, 5

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from ray_sr.models import Generator, build_generator
-from ray_sr.recipe import PretrainSpec, Recipe
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.recipes.training import PretrainSpec
 
 NETWORK = NetworkSpec(scale=2, generator=CompactSpec(convs=1, channels=4))
 RECIPE = Recipe(

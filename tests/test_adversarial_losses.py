@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sr.losses import AdversarialLoss
-from ray_sr.recipe import AdversarialSpec
-from tests.test_features import photos
+from ray_sr.recipes.losses import AdversarialSpec
+from tests.perceptual.test_vgg import photos
 from tests.test_losses import arrays, seeded
 
 KINDS = ("bce", "lsgan", "hinge", "wasserstein", "relativistic")

@@ -14,7 +14,7 @@ from PIL import Image
 from ray_sr.cli import cli, main
 from ray_sr.models import build_generator
 from ray_sr.models.weights import save_weights
-from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.recipes.networks import NetworkSpec
 from tests.photos import real_photos, write_real_photos
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ray_sr.errors import InputError
 from ray_sr.losses import ContentLoss, build_content_losses, soft_histogram
-from ray_sr.recipe import (
+from ray_sr.recipes.losses import (
     ColourLossSpec,
     FeaturesSpec,
     LossSpec,
@@ -20,7 +20,7 @@ from ray_sr.recipe import (
     PixelLossSpec,
     TotalVariationSpec,
 )
-from tests.test_features import made_up_vgg, photos
+from tests.perceptual.test_vgg import made_up_vgg, photos
 
 RANDOM = PerceptualLossSpec(network="random", layers={"conv2_2": 0.5, "conv5_4": 1.0}, activation="before")
 ALL_CONTENT: list[LossSpec] = [

@@ -10,8 +10,8 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ray_sr.errors import InputError
+from ray_sr.images.resample import downscale_array, mod_crop, upscale_array
 from ray_sr.metrics import Protocol, luma, mean_metrics, measure, psnr, sharpness, ssim
-from ray_sr.resample import downscale_array, mod_crop, upscale_array
 from tests.shared_data import shared_folder
 
 # PSNR in dB and SSIM on Y of MATLAB bicubic, as in the tables of EDSR (Lim et al. 2017) and others.

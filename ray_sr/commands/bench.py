@@ -34,7 +34,7 @@ def _how(rounds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _begin(rounds: int, threads: int | None, device: str, clock: Any) -> Any:
-    from ray_sr.benchmarks.machine import Bench, bench_device, describe_machine, use_threads
+    from ray_sr.bench.machine import Bench, bench_device, describe_machine, use_threads
 
     use_threads(threads)
     found = bench_device(device)
@@ -58,7 +58,7 @@ def step(batch: int, crop: int, precision: str, compile: bool, as_json: bool, **
 
     Beside it a plain loop as BasicSR writes it: eager, float32, contiguous.
     """
-    from ray_sr.benchmarks.step import bench_steps
+    from ray_sr.bench.step import bench_steps
 
     result = bench_steps(_begin(**how), batch, crop, precision=precision, compile=compile)
     rows = [
@@ -78,7 +78,7 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
 
     Beside it a plain loop with tiles of 400 px as in Real-ESRGAN: eager, float32, contiguous.
     """
-    from ray_sr.benchmarks.upscale import bench_upscaling
+    from ray_sr.bench.upscale import bench_upscaling
 
     result = bench_upscaling(_begin(**how), size)
     rows = [
@@ -117,7 +117,7 @@ def http(
     import asyncio
     from pathlib import Path
 
-    from ray_sr.benchmarks import http as load
+    from ray_sr.bench import http as load
 
     target = load.Target(url.rstrip("/"), load.photos(sizes), key)
     result = asyncio.run(load.bench(target, bound, seconds, rate, overload, note))

@@ -70,7 +70,8 @@ def chosen_model(model: str | None, store: str | None, scale: float | None = Non
     scales up to 2.
     """
     from ray_sr.errors import ModelError
-    from ray_sr.model_store import SHIPPED, Store
+    from ray_sr.store import Store
+    from ray_sr.store.store import SHIPPED
 
     if model is not None:
         return _generator_of_run(model) if _is_run(model) else model

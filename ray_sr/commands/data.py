@@ -156,7 +156,7 @@ def download(name: str, output: str | None, keep: bool, as_json: bool) -> None:
 def preview(recipe_name: str, overrides: tuple[str, ...], photos: tuple[str, ...], output: str) -> None:
     """A contact sheet of what a recipe's degradation does to photos."""
     from ray_sr.data.checking import preview_sheet
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     preview_sheet(load_recipe(recipe_name, overrides), photos, output)
     click.echo(output)
@@ -177,14 +177,14 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
     """
     import os
 
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     shards = shards or recipe.data.shards
     if shards is None:
         raise click.UsageError("no data: give --data SHARDS, or data.shards in the recipe")
     connect_ray()
-    from ray_sr.data.bench import measure, table
+    from ray_sr.bench.data_plane import measure, table
     from ray_sr.storage import place_of
 
     figures = measure(recipe, place_of(shards), seconds, processes or len(os.sched_getaffinity(0)))

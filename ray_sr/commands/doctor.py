@@ -23,8 +23,8 @@ def doctor(as_json: bool) -> None:
     import torch
 
     from ray_sr import __version__
-    from ray_sr.features import cached_weights
-    from ray_sr.model_store import Store
+    from ray_sr.perceptual.vgg import cached_weights
+    from ray_sr.store import Store
     from ray_sr.upscaling.precision import has_fast_bfloat16
 
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -10,7 +10,7 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
 from ray_sr.errors import InputError, WeightsAbsentError
 
 if TYPE_CHECKING:
-    from ray_sr.lpips import LPIPS
+    from ray_sr.perceptual.lpips import LPIPS
 
 
 @click.command()
@@ -53,9 +53,9 @@ def evaluate(
     if model is None or hr is None:
         raise click.UsageError("give a MODEL and --hr FOLDER, or --self-check FOLDER")
     from ray_sr.evaluation import evaluate as measure
-    from ray_sr.features import distance_network
-    from ray_sr.model_store import load_model
+    from ray_sr.perceptual.vgg import distance_network
     from ray_sr.progress import counted
+    from ray_sr.store import load_model
 
     loaded = load_model(chosen_model(model, store), store, scale=int(scale or 4))
     network = distance_network(features) if features else None
@@ -80,7 +80,7 @@ def evaluate(
 
 def _lpips(heads: str) -> LPIPS | None:
     """None, with a line that says why, where the published weights cannot be had: nothing stands in for them."""
-    from ray_sr.lpips import load_lpips
+    from ray_sr.perceptual.lpips import load_lpips
 
     try:
         return load_lpips(heads)

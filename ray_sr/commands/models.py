@@ -11,7 +11,7 @@ import click
 from ray_sr.commands.common import json_option, overrides_argument, show, store_option
 
 if TYPE_CHECKING:
-    from ray_sr.model_card import ModelRecord
+    from ray_sr.store import ModelRecord
 
 
 @click.group()
@@ -24,7 +24,8 @@ def models() -> None:
 @json_option
 def list_models(store: str | None, as_json: bool) -> None:
     """Published models, the newest first, the channels, and what comes with ray-sr."""
-    from ray_sr.model_store import SHIPPED, Store
+    from ray_sr.store import Store
+    from ray_sr.store.store import SHIPPED
 
     place, shipped = Store(store), Store(SHIPPED).list()
     records, channels = place.list(), place.channels()
@@ -55,8 +56,8 @@ def list_models(store: str | None, as_json: bool) -> None:
 @json_option
 def show_model(model: str, store: str | None, as_json: bool) -> None:
     """The card of a published MODEL (name, name@version or channel)."""
-    from ray_sr.model_card import write_card
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
+    from ray_sr.store.card import write_card
 
     record = Store(store).show(model)
     show(record.model_dump(mode="json"), write_card(record), as_json)
@@ -92,9 +93,9 @@ def publish(
     as_json: bool,
 ) -> None:
     """Publish the generator of RUN."""
-    from ray_sr.model_store import Store
     from ray_sr.progress import counted
     from ray_sr.publishing import publish_run
+    from ray_sr.store import Store
     from ray_sr.training.runs import Run
 
     place = Store(store)
@@ -122,7 +123,7 @@ def publish(
 @store_option
 def promote(model: str, channel: str, store: str | None) -> None:
     """Let CHANNEL mean MODEL from now on."""
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
 
     click.echo(f"{channel} is now {Store(store).promote(model, channel).ref}")
 
@@ -132,7 +133,7 @@ def promote(model: str, channel: str, store: str | None) -> None:
 @store_option
 def rollback(channel: str, store: str | None) -> None:
     """Let CHANNEL mean again what it meant before."""
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
 
     click.echo(f"{channel} is now {Store(store).rollback(channel).ref}")
 
@@ -142,7 +143,7 @@ def rollback(channel: str, store: str | None) -> None:
 @store_option
 def delete(model: str, store: str | None) -> None:
     """Delete MODEL (NAME@VERSION), unless a channel means it."""
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
 
     Store(store).delete(model)
     click.echo(f"{model} deleted")
@@ -176,10 +177,9 @@ def import_file(
     """
     if overrides and recipe is None:
         raise click.UsageError(f"{overrides[0]}: give the recipe that it changes too (-c RECIPE)")
-    from ray_sr.model_card import Provenance
-    from ray_sr.model_store import Store
     from ray_sr.models.weights import generator_from_state, load_weights
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
+    from ray_sr.store import Provenance, Store
 
     network, state = load_weights(file, load_recipe(recipe, overrides).network if recipe else None)
     generator = generator_from_state(network, state, file)
@@ -197,9 +197,9 @@ def import_file(
 @json_option
 def export(model: str, output: str, store: str | None, as_json: bool) -> None:
     """Write MODEL as safetensors, or as ONNX with free height and width."""
-    from ray_sr.model_store import load_model
     from ray_sr.models.export import export_onnx, foreign_use
     from ray_sr.models.weights import save_weights
+    from ray_sr.store import load_model
 
     loaded = load_model(model, store)
     if Path(output).suffix not in (".safetensors", ".onnx"):
@@ -224,7 +224,7 @@ def export(model: str, output: str, store: str | None, as_json: bool) -> None:
 @json_option
 def compare(model: tuple[str, ...], store: str | None, as_json: bool) -> None:
     """Published MODELs side by side: network, size, steps, metrics."""
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
 
     records = [Store(store).show(ref) for ref in model]
     rows = [

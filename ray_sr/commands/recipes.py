@@ -19,7 +19,7 @@ def recipes() -> None:
 @json_option
 def list_recipes(as_json: bool) -> None:
     """Names of the recipes that come with ray-sr, with what each is for."""
-    from ray_sr.recipe_reader import load_recipe, recipe_names
+    from ray_sr.recipes.reader import load_recipe, recipe_names
 
     described = {name: load_recipe(name).description for name in recipe_names()}
     width = max(map(len, described))
@@ -34,7 +34,7 @@ def list_recipes(as_json: bool) -> None:
 @json_option
 def show_recipe(name: str, overrides: tuple[str, ...], networks: bool, as_json: bool) -> None:
     """The recipe NAME (or file) with every default written out, as YAML that can be edited and trained."""
-    from ray_sr.recipe_reader import load_recipe, recipe_yaml
+    from ray_sr.recipes.reader import load_recipe, recipe_yaml
 
     recipe = load_recipe(name, overrides)
     if not networks:
@@ -59,7 +59,7 @@ def show_recipe(name: str, overrides: tuple[str, ...], networks: bool, as_json: 
 @overrides_argument
 def check_recipe(file: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe: all errors at once, each with its line."""
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(file, overrides)
     click.echo(f"{file}: right ({recipe.generator.kind} x{recipe.scale}, {recipe.total_steps:,} steps)")
@@ -68,7 +68,7 @@ def check_recipe(file: str, overrides: tuple[str, ...]) -> None:
 @recipes.command("schema")
 def schema() -> None:
     """The JSON schema of recipes, for editors that complete and check YAML."""
-    from ray_sr.recipe import Recipe
+    from ray_sr.recipes.recipe import Recipe
 
     click.echo(json.dumps(Recipe.model_json_schema(), indent=1))
 
@@ -76,6 +76,6 @@ def schema() -> None:
 @recipes.command("reference")
 def reference() -> None:
     """Every field of a recipe with its type, default and meaning, as Markdown."""
-    from ray_sr.recipe_reference import reference_page
+    from ray_sr.recipes.reference import reference_page
 
     click.echo(reference_page(), nl=False)

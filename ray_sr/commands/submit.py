@@ -19,7 +19,7 @@ from ray_sr.commands.upscale import upscale
 from ray_sr.errors import ClusterError
 
 if TYPE_CHECKING:
-    from ray_sr.jobs import JobServer
+    from ray_sr.cluster.jobs import JobServer
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def submit(
     entry = ENTRIES[job]
     files = _check(entry, arguments)
     server = _job_server(address)
-    from ray_sr.jobs import Job
+    from ray_sr.cluster.jobs import Job
 
     task = Job((*entry.words, *arguments), files, name=name, cpus=float(entry.computes))
     if entry.computes and any("cuda" in word for word in arguments):
@@ -95,7 +95,7 @@ def _check(entry: _Entry, arguments: tuple[str, ...]) -> tuple[str, ...]:
     values: dict[str, Any] = context.params
     checks: dict[str, Callable[[str], object]] = {}
     if values.get("recipe_name"):
-        from ray_sr.recipe_reader import load_recipe
+        from ray_sr.recipes.reader import load_recipe
 
         checks["recipe_name"] = lambda file: load_recipe(file, values["overrides"])
     if values.get("space_file"):
@@ -112,7 +112,7 @@ def _job_server(address: str | None) -> JobServer:
 
     use_token()
     try:
-        from ray_sr.jobs import JobServer
+        from ray_sr.cluster.jobs import JobServer
     except ImportError as error:
         raise ClusterError(f"jobs need Ray's job client: pip install 'ray[default]' ({error})") from None
     return JobServer(address)

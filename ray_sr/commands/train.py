@@ -12,7 +12,7 @@ import click
 from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
 
 if TYPE_CHECKING:
-    from ray_sr.recipe import Recipe
+    from ray_sr.recipes.recipe import Recipe
 
 
 @click.command()
@@ -40,7 +40,7 @@ def train(
 
     Ctrl-C saves a checkpoint and stops with exit code 130; --resume goes on.
     """
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     if (resume or or_begin) and output is None:
@@ -84,7 +84,7 @@ def demo(output: str) -> None:
 @click.option("-o", "--output", metavar="HTML", help="File to write (default: RUN/report.html).")
 def report(run: str, output: str | None) -> None:
     """One HTML page of a run: curves, pictures, recipe, versions; also while it goes on."""
-    from ray_sr.report import write_report
+    from ray_sr.publishing.report import write_report
     from ray_sr.training.runs import Run
 
     click.echo(write_report(Run.existing(run), Path(output) if output else None))

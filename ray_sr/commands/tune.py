@@ -19,7 +19,7 @@ from ray_sr.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from ray_sr.recipe import Recipe
+    from ray_sr.recipes.recipe import Recipe
     from ray_sr.tuning.folder import SweepFolder
     from ray_sr.tuning.results import Results
     from ray_sr.tuning.space import Space
@@ -82,7 +82,7 @@ def tune(
     results = run_sweep(sweep, concurrent=concurrent, quiet=as_json)
     published = None
     if publish:
-        from ray_sr.model_store import Store
+        from ray_sr.store import Store
 
         published = publish_best(sweep, results, Store(store), publish).ref
     _show(sweep, results, published, publish, as_json)
@@ -98,7 +98,7 @@ def _checked(
     output: str | None,
 ) -> tuple[Recipe | None, Space | None, float | None]:
     """Recipe, space and seconds as far as they are given; what a new sweep must have and has not is refused."""
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
     from ray_sr.tuning.space import parse_duration, read_space
 
     if resume and output is None:
@@ -121,8 +121,8 @@ def _checked(
 def _check_store(store: str | None, channel: str) -> None:
     """Say now, not after hours of training, that the result cannot be published."""
     from ray_sr.errors import ModelError
-    from ray_sr.model_card import NAME_PATTERN
-    from ray_sr.model_store import Store
+    from ray_sr.store import Store
+    from ray_sr.store.records import NAME_PATTERN
 
     place = Store(store)
     place.check_writable()

@@ -13,10 +13,11 @@ from ray_sr.commands.common import chosen_model, connect_ray, json_option, note,
 from ray_sr.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
-    from ray_sr.model_store import Model
-    from ray_sr.upscaling.files import FileOptions, Summary
+    from ray_sr.store import Model
+    from ray_sr.upscaling.files import FileOptions
     from ray_sr.upscaling.naming import Existing
-    from ray_sr.upscaling.sizes import Wanted
+    from ray_sr.upscaling.results import Summary
+    from ray_sr.upscaling.target_size import Wanted
 
 PIPE = "-"
 _SIDE = click.IntRange(1)
@@ -76,7 +77,7 @@ def upscale(
     """
     request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json)
     _check(request, on_ray)
-    from ray_sr.model_store import load_model
+    from ray_sr.store import load_model
 
     loaded = load_model(chosen_model(model, store, request.wanted.scale), store)
     engine_options = {"device": device, "precision": precision, "tile": tile, "ensemble": tta}
@@ -113,7 +114,7 @@ class _Request:
 
 
 def _wanted(choices: dict[str, Any]) -> Wanted:
-    from ray_sr.upscaling.sizes import Wanted
+    from ray_sr.upscaling.target_size import Wanted
 
     try:
         return Wanted(*(choices.pop(name) for name in ("scale", "width", "height")))
@@ -167,7 +168,7 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> S
 
 
 def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], workers: int | None) -> Summary:
-    from ray_sr.archive import upscale_archive
+    from ray_sr.upscaling.on_ray import upscale_archive
 
     connect_ray()
     return upscale_archive(

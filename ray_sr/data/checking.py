@@ -16,7 +16,7 @@ from ray_sr.data.shards import damage_of
 from ray_sr.data.sources import find_photos
 from ray_sr.degradations.preview import contact_sheet
 from ray_sr.images import Photo, read_photo, rgb8, write_photo
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 
 PREVIEW_PHOTOS = 6
 SHEET_SIDE, THUMBNAIL = 8, 128

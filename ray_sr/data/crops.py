@@ -15,7 +15,8 @@ import numpy as np
 
 from ray_sr.degradations import degrade, is_random
 from ray_sr.errors import InputError
-from ray_sr.recipe import DegradationSpec, Recipe
+from ray_sr.recipes.degradations import DegradationSpec
+from ray_sr.recipes.recipe import Recipe
 
 _CROPS_PER_EPOCH = 1 << 20  # room for the crop's number beside the epoch in the key of its generator
 _MASK = (1 << 64) - 1

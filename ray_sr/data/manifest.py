@@ -12,7 +12,7 @@ from pyarrow import fs as pafs
 from pydantic import Field, ValidationError, model_validator
 
 from ray_sr.errors import InputError
-from ray_sr.recipe_networks import Section
+from ray_sr.recipes.section import Section
 from ray_sr.storage import exists, first_line, open_filesystem, read_file, write_file
 
 MANIFEST = "manifest.json"

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from ray_sr.cluster import require_shared
-from ray_sr.data.cutting import PHOTO_LIMITS, SHARD_SCHEMA, Record, read_and_cut, stored_bytes
 from ray_sr.data.manifest import Cutting, Manifest, Shard, Split, write_manifest
+from ray_sr.data.pairs import match_pairs
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
+from ray_sr.data.sub_images import PHOTO_LIMITS, SHARD_SCHEMA, Record, read_and_cut, stored_bytes
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import PhotoError, decode
-from ray_sr.photo_pairs import match_pairs
 from ray_sr.storage import (
     first_line,
     make_folder,

@@ -27,11 +27,11 @@ import ray
 from ray.data import Dataset
 
 from ray_sr.cluster import is_one_node
-from ray_sr.data.ahead import single_threaded
 from ray_sr.data.crops import CropPlan, SubImage, Visit, cut_crops, degrade_crops, make_crops
 from ray_sr.data.pixels import CachedPixels, Index, Pixels, open_pixels, read_index
+from ray_sr.data.prefetch import single_threaded
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 
 Place = Literal["tasks", "worker"]
 

@@ -20,7 +20,9 @@ from ray_sr.degradations.pixels import to_uint8, to_unit
 from ray_sr.degradations.resizing import shrink
 from ray_sr.degradations.second_order import second_order
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe import (
+from ray_sr.images.resample import downscale_crops
+from ray_sr.images.sharpening import KERNEL, SIGMA, sharpen
+from ray_sr.recipes.degradations import (
     BlurSpec,
     CompressionSpec,
     DegradationSpec,
@@ -31,8 +33,6 @@ from ray_sr.recipe import (
     SecondOrderSpec,
     SharpenSpec,
 )
-from ray_sr.resample import downscale_crops
-from ray_sr.sharpening import KERNEL, SIGMA, sharpen
 
 __all__ = ["degrade", "is_random"]
 

@@ -13,7 +13,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ray_sr.degradations.pixels import to_uint8, to_unit
 from ray_sr.errors import InputError
-from ray_sr.recipe import CompressionSpec
+from ray_sr.recipes.degradations import CompressionSpec
 
 _LONGEST_SIDE = {"jpeg": 65535, "webp": 16383}
 

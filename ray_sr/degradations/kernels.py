@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ray_sr.degradations.convolution import convolve
-from ray_sr.recipe import BlurKernel, BlurSpec
+from ray_sr.recipes.degradations import BlurKernel, BlurSpec
 
 GENERALISED_EXPONENTS = (0.5, 4.0)
 PLATEAU_EXPONENTS = (1.0, 2.0)

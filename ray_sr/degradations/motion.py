@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ray_sr.degradations.convolution import convolve
-from ray_sr.recipe import MotionBlurSpec
+from ray_sr.recipes.degradations import MotionBlurSpec
 
 POINTS = 2000
 LENGTH = 60.0  # of the whole path; the pull back to the start depends on it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ray_sr.recipe import NoiseSpec
+from ray_sr.recipes.degradations import NoiseSpec
 
 # Poisson noise of scale 1 is that of a sensor which counts this many photons in white. Real-ESRGAN takes the
 # number of distinct values in each picture, rounded up to a power of two: 256 for nearly all photos, but

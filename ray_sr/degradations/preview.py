@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ray_sr.degradations import degrade
-from ray_sr.recipe import DegradationSpec
+from ray_sr.recipes.degradations import DegradationSpec
 
 _GAP = 6
 _LINE = 22

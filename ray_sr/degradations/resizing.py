@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ray_sr import resample
+from ray_sr.images import resample
 
 
 def shrink(batch: torch.Tensor, method: Literal["bicubic", "bilinear", "area"], scale: int) -> torch.Tensor:

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ray_sr import resample
 from ray_sr.degradations.compression import compress
 from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import blur, random_size, sinc
 from ray_sr.degradations.noise import add_noise
 from ray_sr.degradations.resizing import interpolate_linearly
-from ray_sr.recipe import BlurKernel, BlurSpec, CompressionSpec, NoiseSpec, Range, SecondOrderSpec
+from ray_sr.images import resample
+from ray_sr.recipes.degradations import BlurKernel, BlurSpec, CompressionSpec, NoiseSpec, Range, SecondOrderSpec
 
 _SIZES = (7, 21)
 _KERNELS: dict[BlurKernel, float] = {

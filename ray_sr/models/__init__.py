@@ -26,7 +26,8 @@ from ray_sr.models.msrresnet import MSRResNet
 from ray_sr.models.rrdbnet import RRDBNet
 from ray_sr.models.srresnet import SRResNet
 from ray_sr.models.upresnet import UpResNet
-from ray_sr.recipe_networks import DiscriminatorSpec, NetworkSpec, ValueRange
+from ray_sr.recipes.networks import DiscriminatorSpec, NetworkSpec
+from ray_sr.recipes.section import ValueRange
 
 __all__ = [
     "Bicubic",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ray_sr.images.resample import upscale
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
-from ray_sr.resample import upscale
 
 
 class Bicubic(Generator):

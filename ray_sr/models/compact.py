@@ -9,7 +9,7 @@ from torch import nn
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.layers import ShuffledConv, conv3
-from ray_sr.recipe_networks import CompactSpec
+from ray_sr.recipes.networks import CompactSpec
 
 
 class Compact(Generator):

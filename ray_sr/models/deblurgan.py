@@ -8,7 +8,7 @@ from torch import nn
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.layers import conv3, norm_layer, normal_init, pad_to_multiple, scale_kaiming
-from ray_sr.recipe_networks import DeblurGANSpec
+from ray_sr.recipes.networks import DeblurGANSpec
 
 _MULTIPLE = 4
 _MINIMUM = 8  # two positions a side at a quarter of the size: the least that reflects by one

@@ -8,7 +8,7 @@ from torch import nn
 
 from ray_sr.models.layers import conv3, norm_layer, normal_init
 from ray_sr.models.spectral_norm import SpectralConv2d
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     DenseCriticSpec,
     PatchGANSpec,
     SRGANDiscriminatorSpec,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ray_sr.errors import ModelError, ResourceError
 from ray_sr.models import Capability, Generator
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec
 from ray_sr.storage import open_filesystem, write_file
 
 TOLERANCE = 2e-4  # of values in [0, 1]: a twentieth of an 8-bit step, far above float32 rounding

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Capability, Generator
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec
 from ray_sr.storage import first_line
 
 State = dict[str, Tensor]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.recipes.networks import NetworkSpec
 
 
 @dataclass(frozen=True)

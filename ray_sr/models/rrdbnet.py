@@ -9,7 +9,7 @@ from torch import nn
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.layers import conv3, pad_to_multiple, scale_kaiming
-from ray_sr.recipe_networks import RRDBNetSpec
+from ray_sr.recipes.networks import RRDBNetSpec
 
 _RESIDUAL_SCALE = 0.2
 _ENLARGED = 4

@@ -8,7 +8,7 @@ from torch import nn
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.layers import ShuffledConv, conv3, upsampling_factors
-from ray_sr.recipe_networks import SRResNetSpec
+from ray_sr.recipes.networks import SRResNetSpec
 
 
 class SRResNet(Generator):

@@ -9,7 +9,7 @@ from torch import nn
 from ray_sr.models import receptive_field as rf
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.layers import conv3
-from ray_sr.recipe_networks import UpResNetSpec
+from ray_sr.recipes.networks import UpResNetSpec
 
 
 class UpResNet(Generator):

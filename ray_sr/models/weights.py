@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Generator, build_generator
 from ray_sr.models.foreign import find_state, our_names, recognise, with_spandrel
-from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.storage import first_line, open_filesystem, read_file, write_file
 
 HEADER = "ray_sr"

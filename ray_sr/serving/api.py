@@ -8,8 +8,8 @@ from fastapi import Depends, Request
 
 from ray_sr.serving import problems
 from ray_sr.serving.keys import Client
-from ray_sr.serving.messages import ProblemDocument
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.schemas import ProblemDocument
 from ray_sr.serving.service import Service
 
 

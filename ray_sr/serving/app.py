@@ -10,9 +10,9 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
-from ray_sr.serving.generator import Generator
 from ray_sr.serving.ingress import Ingress
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.replica import Generator
 
 # The budgets of the ingress refuse before these do. Serve's own queues only have to be longer than any
 # burst: its counting refuses far below its nominal capacity.

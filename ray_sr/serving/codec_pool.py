@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
-from ray_sr.image_headers import Header
 from ray_sr.images import Photo, PhotoError
-from ray_sr.serving import codec, wire
+from ray_sr.images.headers import Header
+from ray_sr.serving import codec, codec_protocol
 from ray_sr.serving.codec_process import decode_head, encode_head
+from ray_sr.serving.codec_protocol import Buffer
 from ray_sr.serving.options import ServiceLimits
 from ray_sr.serving.problems import Problem
 
@@ -53,13 +54,13 @@ class _Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def call(self, head: dict[str, Any], buffers: Sequence[wire.Buffer]) -> tuple[dict[str, Any], list[bytearray]]:
+    def call(self, head: dict[str, Any], buffers: Sequence[Buffer]) -> tuple[dict[str, Any], list[bytearray]]:
         """The answer to one message. Raises _Died; the next call then finds a new process."""
         if self._process.poll() is not None:  # ended at rest
             self._replace()
         try:
-            wire.send(cast(BinaryIO, self._process.stdin), head, buffers)
-            answer = wire.receive(cast(BinaryIO, self._process.stdout))
+            codec_protocol.send(cast(BinaryIO, self._process.stdin), head, buffers)
+            answer = codec_protocol.receive(cast(BinaryIO, self._process.stdout))
         except (OSError, EOFError, ValueError):
             self.kill()
             status = self._process.wait()
@@ -123,13 +124,13 @@ class CodecPool:
         head = decode_head(codec.accepted_photos(limits), _memory(pixels), cpu_s)
         slow = PhotoError(f"takes over {cpu_s:.0f} s of processor time to decode", "unsupported-image")
         failed = PhotoError("the decoder failed on this picture")
-        return wire.unpack_photo(*await self._call(head, [data], slow, failed))
+        return codec_protocol.unpack_photo(*await self._call(head, [data], slow, failed))
 
     async def encode(self, photo: Photo, job: codec.Job) -> codec.Encoded:
         """The photo's bytes. Raises PhotoError and Problem."""
         pixels = photo.height * photo.width
         cpu_s = _ENCODE_CPU_S * max(1, pixels / _PIECE)
-        photo_head, buffers = wire.pack_photo(photo)
+        photo_head, buffers = codec_protocol.pack_photo(photo)
         head = encode_head(photo_head, job, _memory(pixels), cpu_s)
         slow = Problem("timeout", f"{job.format} took over {cpu_s:.0f} s of processor time; ask for another format")
         size, found = await self._call(head, buffers, slow, Problem("internal", "the encoder failed"))
@@ -142,7 +143,7 @@ class CodecPool:
         self._threads.shutdown(wait=False)
 
     async def _call(
-        self, head: dict[str, Any], buffers: Sequence[wire.Buffer], slow: Exception, failed: Exception
+        self, head: dict[str, Any], buffers: Sequence[Buffer], slow: Exception, failed: Exception
     ) -> tuple[dict[str, Any], list[bytearray]]:
         try:
             answer, found = await self._exchange(head, buffers)
@@ -158,7 +159,7 @@ class CodecPool:
         raise _told(answer, failed)
 
     async def _exchange(
-        self, head: dict[str, Any], buffers: Sequence[wire.Buffer]
+        self, head: dict[str, Any], buffers: Sequence[Buffer]
     ) -> tuple[dict[str, Any], list[bytearray]]:
         process = await self._free.get()
         work = asyncio.get_running_loop().run_in_executor(self._threads, process.call, head, buffers)

@@ -15,9 +15,9 @@ from typing import Any
 
 from ray_sr.errors import ResourceError
 from ray_sr.images import Limits, PhotoError
-from ray_sr.serving import codec, wire
+from ray_sr.serving import codec, codec_protocol
 
-Reply = tuple[dict[str, Any], list[wire.Buffer]]
+Reply = tuple[dict[str, Any], list[codec_protocol.Buffer]]
 
 
 def decode_head(accepted: Limits, memory: int, cpu_s: float) -> dict[str, Any]:
@@ -38,11 +38,11 @@ def main() -> None:
         resource.setrlimit(limit, (0, 0))
     while True:
         try:
-            head, buffers = wire.receive(source)
+            head, buffers = codec_protocol.receive(source)
         except EOFError:
             return
         _bound(head["memory"], head["cpu_s"])
-        wire.send(target, *_answer(head, buffers))
+        codec_protocol.send(target, *_answer(head, buffers))
 
 
 def _bound(memory: int, cpu_s: float) -> None:
@@ -67,12 +67,12 @@ def _answer(head: dict[str, Any], buffers: list[bytearray]) -> Reply:
 
 def _decode(head: dict[str, Any], buffers: list[bytearray]) -> Reply:
     accepted = Limits(**{**head["accepted"], "formats": tuple(head["accepted"]["formats"])})
-    return wire.pack_photo(codec.decode(bytes(buffers[0]), accepted))
+    return codec_protocol.pack_photo(codec.decode(bytes(buffers[0]), accepted))
 
 
 def _encode(head: dict[str, Any], buffers: list[bytearray]) -> Reply:
     job = codec.Job(**{**head["job"], "background": tuple(head["job"]["background"])})
-    encoded = codec.encode(wire.unpack_photo(head["photo"], buffers), job)
+    encoded = codec.encode(codec_protocol.unpack_photo(head["photo"], buffers), job)
     size = {"width": encoded.width, "height": encoded.height, "warnings": encoded.warnings}
     return size, [encoded.data]
 

@@ -12,13 +12,13 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_sr import __version__
 from ray_sr.serving import job_routes, page, problems
-from ray_sr.serving.answers import picture_document, picture_headers
+from ray_sr.serving.admission import Line
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
-from ray_sr.serving.budget import Line
-from ray_sr.serving.generators import Catalogue, Generators
-from ray_sr.serving.messages import Models, Status, UpscaledPicture
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.responses import picture_document, picture_headers
+from ray_sr.serving.router import Catalogue, Generators
+from ray_sr.serving.schemas import Models, Status, UpscaledPicture
 from ray_sr.serving.service import Service
 from ray_sr.serving.telemetry import Observed
 

@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
 from ray_sr.serving.jobs import Job
-from ray_sr.serving.messages import JobStatus
 from ray_sr.serving.options import UpscaleQuery
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.schemas import JobStatus
 from ray_sr.serving.service import Service
 
 SILENCE_S = 15.0  # after which a comment shows that the connection lives

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import IO
 
-from ray_sr.serving.answers import Answer, picture_headers
-from ray_sr.serving.generators import in_background
-from ray_sr.serving.messages import JobState, JobStatus, ProblemDocument
 from ray_sr.serving.options import JobLimits, UpscaleQuery
 from ray_sr.serving.problems import RETRY_AFTER_S, Problem, problem_of
+from ray_sr.serving.responses import Answer, picture_headers
+from ray_sr.serving.router import in_background
+from ray_sr.serving.schemas import JobState, JobStatus, ProblemDocument
 
 logger = logging.getLogger(__name__)
 

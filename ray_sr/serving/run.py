@@ -23,11 +23,11 @@ from ray.serve.schema import LoggingConfig
 
 from ray_sr.cluster import connect, disconnect
 from ray_sr.errors import ClusterError, RecipeError
-from ray_sr.model_store import Store, load_model
 from ray_sr.serving import proxy
 from ray_sr.serving.app import build
 from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.store import Store, load_model
 
 APPLICATION = "ray-sr"
 

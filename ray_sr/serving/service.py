@@ -13,18 +13,18 @@ from typing import ParamSpec, TypeVar
 from starlette.requests import Request
 
 from ray_sr import images
-from ray_sr.image_headers import Header
+from ray_sr.images.headers import Header
 from ray_sr.serving import codec
-from ray_sr.serving.answers import Answer
-from ray_sr.serving.bodies import Wish, picture_in, read_body, wish_of
-from ray_sr.serving.budget import Budget, Lease, Line
+from ray_sr.serving.admission import Budget, Lease, Line
 from ray_sr.serving.codec_pool import CodecPool
-from ray_sr.serving.generators import Catalogue, Generators
 from ray_sr.serving.jobs import Job, Jobs, Progress
 from ray_sr.serving.keys import Client, KeyRing
-from ray_sr.serving.messages import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.options import Format, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.requests import Wish, picture_in, read_body, wish_of
+from ray_sr.serving.responses import Answer
+from ray_sr.serving.router import Catalogue, Generators
+from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.telemetry import Metrics, open_access_log
 
 P = ParamSpec("P")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ray_sr.recipe import TrainingSpec
+from ray_sr.recipes.training import TrainingSpec
 from ray_sr.upscaling.precision import has_fast_bfloat16
 
 Module = TypeVar("Module", bound=nn.Module)

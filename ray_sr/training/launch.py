@@ -25,16 +25,16 @@ from ray_sr.cluster import capacity, require_shared
 from ray_sr.data.manifest import MANIFEST, read_manifest
 from ray_sr.data.stream import batch_dataset, open_stream, segment_rows
 from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
-from ray_sr.features import resolve_feature_weights
 from ray_sr.images import write_bytes
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import recipe_yaml
+from ray_sr.perceptual.vgg import resolve_feature_weights
+from ray_sr.recipes.reader import recipe_yaml
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, place_of
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
-from ray_sr.training.starting import Start, start_from
 from ray_sr.training.trackers import Trackers, check_trackers
+from ray_sr.training.warm_start import Start, start_from
 from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5

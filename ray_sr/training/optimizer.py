@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ray_sr.recipe import OptimizerSpec, ScheduleSpec
+from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
 from ray_sr.training.muon import Muon, matrices_of
 
 

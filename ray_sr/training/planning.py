@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from ray_sr.progress import clock
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import STORAGE
 from ray_sr.training.launch import train
 from ray_sr.training.monitor import Record

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from ray_sr.progress import Progress
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.monitor import Record
 
 

@@ -16,11 +16,11 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError, ResourceError
-from ray_sr.file_lock import locked
 from ray_sr.images import write_bytes
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import load_recipe
+from ray_sr.recipes.reader import load_recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import exists, first_line, open_filesystem, place_of, read_file
+from ray_sr.storage.lock import locked
 from ray_sr.training.mirror import CHECKPOINTS, Mirror
 from ray_sr.training.monitor import Record, read_journal
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, STATE_FILE

@@ -17,8 +17,8 @@ from torch import nn
 from ray_sr.errors import ModelError
 from ray_sr.models import build_discriminator, build_generator
 from ray_sr.models.weights import encode_weights, load_strict
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_networks import NetworkSpec
+from ray_sr.recipes.networks import NetworkSpec
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights
 

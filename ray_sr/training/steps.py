@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from ray_sr.losses import AdversarialLoss, ContentLoss
-from ray_sr.recipe import AdversarialSpec
+from ray_sr.recipes.losses import AdversarialSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import BufferGuard, GuardedOptimizer
 

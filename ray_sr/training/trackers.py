@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_sr.errors import ResourceError
-from ray_sr.recipe import Recipe, TrackerName
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.recipes.training import TrackerName
 from ray_sr.training.monitor import Record
 
 STAGE_TITLES = {"pretrain": "Generator_pretrain", "gan": "SRGAN_training"}

@@ -12,10 +12,10 @@ from torch import distributed
 from ray_sr.data.crops import crop_generator
 from ray_sr.data.pixels import HeldOut, validation_photos
 from ray_sr.degradations import degrade
+from ray_sr.images.resample import downscale_array, mod_crop, upscale_array
 from ray_sr.metrics import luma, psnr
 from ray_sr.models import Generator
-from ray_sr.recipe import Recipe
-from ray_sr.resample import downscale_array, mod_crop, upscale_array
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.upscaling.engine import Engine
 

@@ -17,16 +17,16 @@ from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
 from ray_sr.cluster import capacity, missing_here, not_shared
-from ray_sr.data.feeding import Batch, made_by_tasks, made_here, spare_threads
+from ray_sr.data.batches import Batch, made_by_tasks, made_here, spare_threads
 from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError, ResourceError
 from ray_sr.losses import build_content_losses
 from ray_sr.models.weights import encode_weights
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import open_filesystem
 from ray_sr.training import checkpoints
 from ray_sr.training.compute import Compute
-from ray_sr.training.notices import Notices
+from ray_sr.training.preemption import Notices
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, Part, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm

@@ -12,9 +12,9 @@ import torch
 from ray_sr.cluster import capacity
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.models import build_generator, count_parameters
-from ray_sr.recipe import Recipe
-from ray_sr.tuning.recipes import with_values
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.tuning.space import Space
+from ray_sr.tuning.trial_recipe import with_values
 
 PROBES = 3
 

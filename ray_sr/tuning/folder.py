@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.images import write_bytes
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_networks import Section
-from ray_sr.recipe_reader import load_recipe, recipe_yaml
+from ray_sr.recipes.reader import load_recipe, recipe_yaml
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.recipes.section import Section
 from ray_sr.storage import first_line, place_of
 from ray_sr.training.runs import Run
 from ray_sr.tuning.space import Space, Values

@@ -13,13 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import recipe_yaml
+from ray_sr.recipes.reader import recipe_yaml
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.monitor import Record
 from ray_sr.tuning.budget import parameters_of
 from ray_sr.tuning.folder import SweepFolder, TrialFolder
-from ray_sr.tuning.recipes import with_values
 from ray_sr.tuning.space import Objective, Space, Values
+from ray_sr.tuning.trial_recipe import with_values
 
 SHOWN = {"running": "unfinished", "stopped": "stopped early", "done": "done", "failed": "failed"}
 

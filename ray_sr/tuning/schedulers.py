@@ -14,7 +14,7 @@ import numpy as np
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.tuning.folder import SweepFolder
 from ray_sr.tuning.space import Space
 

@@ -24,8 +24,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe_networks import Section
-from ray_sr.recipe_reader import did_you_mean
+from ray_sr.recipes.reader import did_you_mean
+from ray_sr.recipes.section import Section
 
 DomainKind = Literal["loguniform", "uniform", "int", "choice", "grid"]
 KINDS: tuple[str, ...] = get_args(DomainKind)

@@ -21,20 +21,18 @@ from ray import tune
 
 from ray_sr.data.manifest import read_manifest
 from ray_sr.errors import ClusterError, InputError, RecipeError
-from ray_sr.features import resolve_feature_weights
 from ray_sr.images import write_bytes
-from ray_sr.model_card import ModelRecord
-from ray_sr.model_store import Store
+from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.publishing import publish_run
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import place_of
+from ray_sr.store import ModelRecord, Store
 from ray_sr.training.launch import Interrupted
 from ray_sr.tuning.budget import check_budget, gpus_of_trial, trials_at_once
+from ray_sr.tuning.callback import Ledger, spent_budget
 from ray_sr.tuning.folder import SweepCard, SweepFolder, TrialCard
-from ray_sr.tuning.ledger import Ledger, spent_budget
 from ray_sr.tuning.plots import draw_all
 from ray_sr.tuning.progress import SweepProgress
-from ray_sr.tuning.recipes import check_space
 from ray_sr.tuning.results import (
     Results,
     best_recipe,
@@ -47,6 +45,7 @@ from ray_sr.tuning.schedulers import make_scheduler
 from ray_sr.tuning.searching import Known, ListSearch, OptunaTrials, Planned, trial_config
 from ray_sr.tuning.space import Space, Values, parse_space
 from ray_sr.tuning.trial import TrialRun
+from ray_sr.tuning.trial_recipe import check_space
 
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # prints to stdout even where verbose is 0

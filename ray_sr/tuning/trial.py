@@ -22,12 +22,12 @@ from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_sr.errors import ClusterError
-from ray_sr.recipe import Recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.launch import Interrupted, train
 from ray_sr.training.monitor import Record
 from ray_sr.training.runs import Run
 from ray_sr.tuning.folder import SweepFolder, TrialFolder
-from ray_sr.tuning.recipes import trial_recipe
+from ray_sr.tuning.trial_recipe import trial_recipe
 
 POLL_SECONDS = 0.5
 LONGEST_STOP_SECONDS = 300.0

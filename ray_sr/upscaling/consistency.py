@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ray_sr.resample import resize_to
+from ray_sr.images.resample import resize_to
 
 MOST_ROUNDS = 60
 BEST_DB = 120.0  # reported where the two are equal

@@ -11,12 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TextIO, TypeVar
 
 from ray_sr.errors import RaySRError, ResourceError
-from ray_sr.image_streams import write_bands
 from ray_sr.images import (
     DEFAULT_LIMITS,
     Limits,
@@ -27,12 +26,14 @@ from ray_sr.images import (
     read_photo,
     write_photo,
 )
+from ray_sr.images.streaming import write_bands
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.naming import Existing, Job, plan_jobs
 from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
-from ray_sr.upscaling.sizes import Wanted
+from ray_sr.upscaling.results import FileResult, Summary
+from ray_sr.upscaling.target_size import Wanted
 
 _AHEAD = 2  # photos that a stage may be ahead of the next one: bounds what is held in memory
 _WRITERS = 2
@@ -66,74 +67,6 @@ class FileOptions:
     consistency: bool = False
     compare: bool = False
     in_memory: int = LARGEST_IN_MEMORY
-
-
-@dataclass(frozen=True)
-class FileResult:
-    """What became of one photo. width, height: of the result, in pixels; seconds: spent on this photo.
-
-    warnings: what was changed or lost on the way, as the words of `Photo.warnings`. consistency_db: see
-    `ray_sr.upscaling.consistency.consistency_db`; None where it was not asked for.
-    """
-
-    source: str
-    target: str | None
-    status: Literal["done", "skipped", "planned", "failed"]
-    reason: str = ""
-    width: int = 0
-    height: int = 0
-    seconds: float = 0.0
-    warnings: tuple[str, ...] = ()
-    consistency_db: float | None = None
-
-    @property
-    def megapixels(self) -> float:
-        return self.width * self.height / 1e6
-
-    def __str__(self) -> str:
-        if self.status == "failed":
-            return f"{self.source}: {self.reason}"
-        if self.status != "done":
-            return f"{self.source}: {self.status}, {self.target}"
-        words = [*self.warnings]
-        if self.consistency_db is not None:
-            words.append(f"consistency {self.consistency_db:.1f} dB")
-        notes = f" ({', '.join(words)})" if words else ""
-        return f"{self.source} -> {self.target} {self.width}x{self.height} in {self.seconds:.1f} s{notes}"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What became of all photos, in order. seconds: from start to end."""
-
-    files: tuple[FileResult, ...]
-    seconds: float
-
-    def count(self, status: str) -> int:
-        """How many photos have this status."""
-        return sum(file.status == status for file in self.files)
-
-    @property
-    def megapixels(self) -> float:
-        """Megapixels written."""
-        return sum(file.megapixels for file in self.files)
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 3 where a photo failed."""
-        return 3 if self.count("failed") else 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`: counts, megapixels, seconds, and each file's result."""
-        counts = {status: self.count(status) for status in ("done", "skipped", "planned", "failed")}
-        totals = {"megapixels": self.megapixels, "seconds": self.seconds}
-        return {**counts, **totals, "files": [asdict(file) for file in self.files]}
-
-    def __str__(self) -> str:
-        rate = self.megapixels / max(1e-9, self.seconds)
-        counts = [(self.count(s), s) for s in ("done", "planned", "skipped", "failed")]
-        words = ", ".join(f"{number} {status}" for number, status in counts if number) or "nothing to do"
-        return f"{words}: {self.megapixels:.1f} Mpx in {self.seconds:.1f} s ({rate:.2f} Mpx/s)"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from ray_sr.errors import InputError
-from ray_sr.image_metadata import icc_is_linear
 from ray_sr.images import Photo
-from ray_sr.resample import resize_array, resize_bands, resize_to
+from ray_sr.images.metadata import icc_is_linear
+from ray_sr.images.resample import resize_array, resize_bands, resize_to
 from ray_sr.upscaling.consistency import back_project
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.sizes import Wanted
+from ray_sr.upscaling.target_size import Wanted
 
 Progress = Callable[[float], None]
 

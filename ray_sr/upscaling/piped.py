@@ -12,9 +12,10 @@ from typing import BinaryIO
 
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.files import FileOptions, FileResult, Summary, upscale_files
+from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.naming import ENDINGS
-from ray_sr.upscaling.sizes import Wanted
+from ray_sr.upscaling.results import FileResult, Summary
+from ray_sr.upscaling.target_size import Wanted
 
 PIPE = "-"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from ray_sr.upscaling.files import FileResult
+    from ray_sr.upscaling.results import FileResult
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 

@@ -21,7 +21,7 @@ from ray_sr.cluster import connect
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 from ray_sr.training.launch import Interrupted, train
 from ray_sr.training.monitor import Record
 from ray_sr.training.runs import Run

@@ -64,7 +64,7 @@ def test_nodes_of_a_cloud_come_and_go_with_the_work(name: str) -> None:
     assert spot["resources"] == demand["resources"]
     assert spot["priority"] > demand["priority"]
     assert "GPU" not in types["data"]["resources"]
-    assert any("python -m ray_sr.spot" in line for line in config["worker_start_ray_commands"])
+    assert any("python -m ray_sr.cluster.preemption" in line for line in config["worker_start_ray_commands"])
 
 
 @pytest.mark.parametrize("name", CLUSTERS[:2])
@@ -191,7 +191,7 @@ def test_the_training_job_is_a_command_that_exists() -> None:
     command = cli.commands[words.pop(0)]
     context = command.make_context("train", words)
     assert context.params["or_begin"]
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(context.params["recipe_name"], context.params["overrides"])
     groups = {

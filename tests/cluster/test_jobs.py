@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_sr.cluster.jobs import Job, _ctrl_c, _Log, stage
 from ray_sr.errors import RecipeError
-from ray_sr.jobs import Job, _ctrl_c, _Log, stage
 from tests.cluster.ray_head import RAY, Head, running_head
 from tests.photos import write_real_photos
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ray_sr.errors import RecipeError
-from ray_sr.model_store import Store
 from ray_sr.publishing import publish_run
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 from ray_sr.storage import place_of
+from ray_sr.store import Store
 from ray_sr.training.launch import train
 from ray_sr.training.runs import Run
 from ray_sr.tuning.folder import SweepFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ray._private.runtime_env.packaging import _get_ignore_file
 
-from ray_sr.model_store import SHIPPED
+from ray_sr.store.store import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 

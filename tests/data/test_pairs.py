@@ -14,8 +14,8 @@ from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import open_stream
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
+from ray_sr.recipes.recipe import Recipe
 from tests.photos import noise
 
 SCALE = 2

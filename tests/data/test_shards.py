@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from ray_sr.data.checking import damaged_shards, describe
-from ray_sr.data.cutting import sub_images
 from ray_sr.data.encoding import decode_pixels, encode_pixels
 from ray_sr.data.manifest import Cutting, Encoding, read_manifest, read_photos
 from ray_sr.data.shards import Group, prepare, write_shard
 from ray_sr.data.sources import PhotoFile, find_photos
+from ray_sr.data.sub_images import sub_images
 from ray_sr.errors import InputError, ResourceError
 from tests.photos import noise, write_real_photos
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from ray_sr.data.checking import describe, resolutions, sub_image_sheet
-from ray_sr.data.cutting import detail
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.pixels import read_index
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos, read_photo_bytes
+from ray_sr.data.sub_images import detail
 from ray_sr.errors import InputError
 from tests.photos import noise, real_photos, write_real_photos
 

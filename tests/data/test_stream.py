@@ -13,18 +13,18 @@ import ray
 import torch
 from PIL import Image
 
-from ray_sr.data.ahead import ahead, single_threaded
+from ray_sr.data.batches import Batch, made_by_tasks, made_here
 from ray_sr.data.crops import CropPlan, SubImage, Visit, crop_generator, make_crops
-from ray_sr.data.feeding import Batch, made_by_tasks, made_here
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.pixels import CachedPixels, StoredPixels, open_pixels, read_index, validation_photos
+from ray_sr.data.prefetch import ahead, single_threaded
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream, segment_rows
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import parse_recipe
-from ray_sr.resample import downscale_array
+from ray_sr.images.resample import downscale_array
+from ray_sr.recipes.reader import parse_recipe
+from ray_sr.recipes.recipe import Recipe
 from tests.photos import noise, real_photos, write_real_photos
 
 RECIPE = parse_recipe("{name: t, seed: 5, data: {crop: 48, batch: 8, crops_per_image: 4}, pretrain: {steps: 50}}")

@@ -10,7 +10,7 @@ from PIL import Image
 from ray_sr.degradations import degrade
 from ray_sr.degradations.compression import compress, jpeg, webp
 from ray_sr.errors import InputError
-from ray_sr.recipe import CompressionSpec
+from ray_sr.recipes.degradations import CompressionSpec
 from tests.degradations.pictures import generators, picture
 
 

@@ -9,11 +9,11 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from ray_sr import resample
 from ray_sr.degradations import degrade
 from ray_sr.degradations.kernels import gaussian
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe import (
+from ray_sr.images import resample
+from ray_sr.recipes.degradations import (
     BlurSpec,
     CompressionSpec,
     DegradationSpec,

@@ -12,7 +12,7 @@ import torch
 
 from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import blur, gaussian, plateau, random_kernel, random_size, sinc
-from ray_sr.recipe import BlurKernel, BlurSpec
+from ray_sr.recipes.degradations import BlurKernel, BlurSpec
 from tests.degradations.pictures import picture
 
 KINDS: tuple[BlurKernel, ...] = get_args(BlurKernel)

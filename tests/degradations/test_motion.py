@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ray_sr.degradations.motion import LENGTH, POINTS, motion_blur, motion_kernel, trajectory
-from ray_sr.recipe import MotionBlurSpec
+from ray_sr.recipes.degradations import MotionBlurSpec
 from tests.degradations.pictures import picture
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ray_sr.degradations.noise import PHOTONS, add_noise, gaussian_noise, poisson_noise
-from ray_sr.recipe import NoiseSpec
+from ray_sr.recipes.degradations import NoiseSpec
 
 
 def _flat(level: float, side: int = 200) -> torch.Tensor:

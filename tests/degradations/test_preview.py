@@ -6,7 +6,7 @@ import pytest
 from ray_sr.degradations import degrade
 from ray_sr.degradations.preview import contact_sheet
 from ray_sr.errors import RecipeError
-from ray_sr.recipe import DegradationSpec, DownscaleSpec, MotionBlurSpec, NoiseSpec, PairsSpec
+from ray_sr.recipes.degradations import DegradationSpec, DownscaleSpec, MotionBlurSpec, NoiseSpec, PairsSpec
 from tests.degradations.pictures import generators, picture
 
 

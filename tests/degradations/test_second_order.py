@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ray_sr.degradations import degrade
-from ray_sr.recipe import DegradationSpec, DownscaleSpec, SecondOrderSpec
+from ray_sr.recipes.degradations import DegradationSpec, DownscaleSpec, SecondOrderSpec
 from tests.degradations.pictures import batch, generators
 
 

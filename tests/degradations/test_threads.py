@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from ray_sr import resample
 from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import gaussian
 from ray_sr.degradations.motion import motion_blur
 from ray_sr.degradations.resizing import interpolate_linearly, shrink
-from ray_sr.recipe import MotionBlurSpec
+from ray_sr.images import resample
+from ray_sr.recipes.degradations import MotionBlurSpec
 
 MOTION = MotionBlurSpec(size=5, gamma=2.2)
 OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

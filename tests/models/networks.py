@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ray_sr.models import Generator, build_generator
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     CompactSpec,
     DeblurGANSpec,
     GeneratorSpec,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ray_sr.images.resample import upscale
 from ray_sr.models import Bicubic, count_parameters
-from ray_sr.resample import upscale
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])

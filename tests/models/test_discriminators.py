@@ -9,7 +9,7 @@ from torch import nn
 from ray_sr.errors import ModelError
 from ray_sr.models import build_discriminator, count_parameters
 from ray_sr.models.spectral_norm import SpectralConv2d
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     DenseCriticSpec,
     DiscriminatorSpec,
     PatchGANSpec,

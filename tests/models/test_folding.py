@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ray_sr.models import Bicubic, build_generator, fold_batchnorm
-from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
+from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from tests.models.networks import NETWORKS, build, name
 
 

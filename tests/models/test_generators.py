@@ -12,7 +12,7 @@ from ray_sr.errors import ModelError
 from ray_sr.models import build_generator, count_parameters
 from ray_sr.models.generator import Generator
 from ray_sr.models.layers import ShuffledConv
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     CompactSpec,
     DeblurGANSpec,
     GeneratorSpec,

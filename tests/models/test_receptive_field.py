@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ray_sr.models import Bicubic, Generator, build_generator
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     CompactSpec,
     DeblurGANSpec,
     MSRResNetSpec,

@@ -19,7 +19,7 @@ from ray_sr.models import Generator, build_generator
 from ray_sr.models.export import export_onnx, foreign_use
 from ray_sr.models.foreign import from_python_file
 from ray_sr.models.weights import load_generator, load_strict, load_weights, save_weights
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     CompactSpec,
     DeblurGANSpec,
     GeneratorSpec,

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ray_sr.images import Photo, encode
-from ray_sr.model_store import Store, load_model
 from ray_sr.models import build_generator
-from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
+from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.run import running_service
+from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine
 
 # A picture of 1024x1024 keeps this network busy for far longer than the deadline, one of 32x24 for a blink.

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from ray import serve
 
-from ray_sr.model_store import Store
 from ray_sr.models import build_generator
-from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
+from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.app import build
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.store import Store
 from tests.serving.bad_inputs import CASES, ELSEWHERE, Case, good_png
 from tests.serving.conftest import Running
 from tests.serving.processes import codecs, replicas, resident_bytes

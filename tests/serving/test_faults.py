@@ -17,8 +17,8 @@ from ray import serve
 from ray_sr.errors import ResourceError
 from ray_sr.images import Photo, encode
 from ray_sr.serving.app import build, ingress_deployment
-from ray_sr.serving.messages import ModelInfo, Upscaled
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.schemas import ModelInfo, Upscaled
 from tests.serving.conftest import LIMITS, Running, picture
 from tests.serving.processes import codecs, replicas
 

@@ -15,12 +15,12 @@ import torch
 from ray import serve
 
 from ray_sr.images import decode, encode
-from ray_sr.model_store import Store, load_model
 from ray_sr.models import build_generator
-from ray_sr.recipe_networks import NetworkSpec, SRResNetSpec
+from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.app import build
 from ray_sr.serving.keys import add_key
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import LIMITS, Running, picture
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from ray_sr.serving.answers import Answer
 from ray_sr.serving.codec import Encoded
 from ray_sr.serving.codec import Job as Order
 from ray_sr.serving.jobs import Job, Jobs, Progress
-from ray_sr.serving.messages import ModelInfo
 from ray_sr.serving.options import JobLimits, UpscaleQuery
 from ray_sr.serving.problems import Problem
+from ray_sr.serving.responses import Answer
+from ray_sr.serving.schemas import ModelInfo
 
 QUERY = UpscaleQuery(format="png")
 ORDER = Order(2, 2, "png", 95, False, (255, 255, 255), "keep")

@@ -16,7 +16,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_sr.cluster import connect
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 from ray_sr.training.launch import train
 from ray_sr.training.monitor import Record
 from ray_sr.training.runs import Run

@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from ray_sr.losses import build_content_losses
-from ray_sr.recipe import FeaturesSpec
+from ray_sr.recipes.losses import FeaturesSpec
 from ray_sr.training.state import TrainState
 from ray_sr.training.steps import GanStep, Part, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm

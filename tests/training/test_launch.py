@@ -25,10 +25,10 @@ from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
 from ray_sr.evaluation import evaluate
-from ray_sr.model_store import Store, load_model
 from ray_sr.publishing import publish_run
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.store import Store, load_model
 from ray_sr.training import launch
 from ray_sr.training.launch import Interrupted, train
 from ray_sr.training.monitor import Record

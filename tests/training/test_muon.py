@@ -12,8 +12,8 @@ from torch import nn
 
 from ray_sr.errors import ModelError
 from ray_sr.models import build_generator
-from ray_sr.recipe import OptimizerSpec, ScheduleSpec
-from ray_sr.recipe_reader import load_recipe
+from ray_sr.recipes.reader import load_recipe
+from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.muon import Muon, matrices_of, orthogonal
 from ray_sr.training.optimizer import GuardedOptimizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sr.recipe import OptimizerSpec, ScheduleSpec
+from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
 from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights, rate_factor
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ray_sr.losses import build_content_losses
-from ray_sr.recipe import AdversarialSpec, FeaturesSpec, Recipe
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.losses import AdversarialSpec, FeaturesSpec
+from ray_sr.recipes.reader import parse_recipe
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, Part, PretrainStep

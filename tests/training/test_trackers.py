@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ray_sr.errors import ResourceError
-from ray_sr.recipe_reader import parse_recipe
+from ray_sr.recipes.reader import parse_recipe
 from ray_sr.training import trackers
 from ray_sr.training.trackers import Trackers, check_trackers
 from tests.training.test_steps import RECIPE

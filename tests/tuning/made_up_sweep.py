@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_sr.recipe_reader import parse_recipe, recipe_yaml
+from ray_sr.recipes.reader import parse_recipe, recipe_yaml
 from ray_sr.tuning.folder import Status, SweepCard, SweepFolder, TrialCard
-from ray_sr.tuning.recipes import trial_recipe
 from ray_sr.tuning.space import parse_space
+from ray_sr.tuning.trial_recipe import trial_recipe
 
 RECIPE = parse_recipe("""
 name: small

@@ -15,11 +15,10 @@ from scipy.stats import spearmanr
 
 from ray_sr.errors import InputError
 from ray_sr.models import build_generator, count_parameters
-from ray_sr.recipe_reader import load_recipe
+from ray_sr.recipes.reader import load_recipe
 from ray_sr.tuning.folder import SweepFolder
 from ray_sr.tuning.importance import common_step, importances
 from ray_sr.tuning.plots import draw_all
-from ray_sr.tuning.recipes import with_values
 from ray_sr.tuning.results import (
     best_recipe,
     csv_table,
@@ -30,6 +29,7 @@ from ray_sr.tuning.results import (
     text_table,
     why_best,
 )
+from ray_sr.tuning.trial_recipe import with_values
 from tests.tuning.made_up_sweep import FIELDS, RECIPE, add_trial, made_up_sweep
 
 

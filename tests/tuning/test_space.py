@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipe_reader import parse_recipe
-from ray_sr.tuning.recipes import check_space, trial_recipe, with_values
+from ray_sr.recipes.reader import parse_recipe
 from ray_sr.tuning.space import Domain, Space, parse_duration, parse_space, read_space
+from ray_sr.tuning.trial_recipe import check_space, trial_recipe, with_values
 
 RECIPE = parse_recipe("""
 name: small
@@ -233,7 +233,7 @@ def test_trials_without_validation_photos_cannot_be_compared() -> None:
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "tune").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_spaces_that_come_along_fit_the_recipe_they_name(path: Path) -> None:
-    from ray_sr.recipe_reader import load_recipe
+    from ray_sr.recipes.reader import load_recipe
 
     text = path.read_text(encoding="utf-8")
     name = text.split("ray-sr tune -c ")[1].split()[0]

@@ -21,9 +21,9 @@ from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.errors import InputError, RecipeError, ResourceError
-from ray_sr.model_store import Store
-from ray_sr.recipe import Recipe
-from ray_sr.recipe_reader import load_recipe, parse_recipe
+from ray_sr.recipes.reader import load_recipe, parse_recipe
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.store import Store
 from ray_sr.training.launch import Interrupted
 from ray_sr.tuning.budget import trials_at_once
 from ray_sr.tuning.folder import SweepFolder

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ray_sr.errors import ModelError, RecipeError, ResourceError
+from ray_sr.images.resample import upscale_array
 from ray_sr.metrics import luma, psnr
 from ray_sr.models import Bicubic, Capability, Generator, build_generator
-from ray_sr.recipe_networks import (
+from ray_sr.recipes.networks import (
     CompactSpec,
     DeblurGANSpec,
     GeneratorSpec,
@@ -20,7 +21,6 @@ from ray_sr.recipe_networks import (
     SRResNetSpec,
     UpResNetSpec,
 )
-from ray_sr.resample import upscale_array
 from ray_sr.upscaling import Engine
 from tests.shared_data import shared_folder
 

@@ -14,13 +14,14 @@ import pytest
 import pyvips
 from PIL import Image, ImageCms
 
-from ray_sr.image_metadata import icc_is_linear
 from ray_sr.images import PhotoError, read_photo
+from ray_sr.images.metadata import icc_is_linear
+from ray_sr.images.resample import downscale_array, upscale_array
 from ray_sr.models import Bicubic, build_generator
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec
-from ray_sr.resample import downscale_array, upscale_array
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec
 from ray_sr.upscaling import Engine
-from ray_sr.upscaling.files import FileOptions, FileResult, upscale_files
+from ray_sr.upscaling.files import FileOptions, upscale_files
+from ray_sr.upscaling.results import FileResult
 from tests.image_files import chunk, exif_block
 from tests.photos import real_photos
 

@@ -20,8 +20,9 @@ from ray_sr.errors import RecipeError
 from ray_sr.images import Photo, encode, read_photo, write_photo
 from ray_sr.models import Bicubic, Capability, Generator
 from ray_sr.upscaling import Engine, upscale_photo
-from ray_sr.upscaling.files import FileOptions, FileResult, Summary, _ahead, upscale_files
+from ray_sr.upscaling.files import FileOptions, _ahead, upscale_files
 from ray_sr.upscaling.progress import ProgressReport
+from ray_sr.upscaling.results import FileResult, Summary
 
 
 @pytest.fixture(scope="module")

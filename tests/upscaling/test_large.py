@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from ray_sr.errors import ModelError, ResourceError
-from ray_sr.image_streams import write_bands
 from ray_sr.images import Photo, read_photo, write_photo
+from ray_sr.images.resample import resize_array, resize_bands
+from ray_sr.images.streaming import write_bands
 from ray_sr.models import Bicubic
-from ray_sr.resample import resize_array, resize_bands
 from ray_sr.upscaling import Engine
-from ray_sr.upscaling.files import FileOptions, Summary, upscale_files
+from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.photos import spread_colour
+from ray_sr.upscaling.results import Summary
 
 KINDS = [
     (dtype, channels, alpha) for dtype in (np.uint8, np.uint16) for channels in (1, 3) for alpha in (False, True)

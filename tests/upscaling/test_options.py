@@ -16,15 +16,15 @@ from torch import nn
 from ray_sr.cli import main
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.images import Limits, Photo, decode, encode, read_photo, write_photo
+from ray_sr.images.resample import downscale_array, resize_array
 from ray_sr.metrics import psnr
 from ray_sr.models import Bicubic, Capability, Generator, build_generator
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec
-from ray_sr.resample import downscale_array, resize_array
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.consistency import BEST_DB, back_project, consistency_db
 from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.piped import upscale_piped
-from ray_sr.upscaling.sizes import Wanted
+from ray_sr.upscaling.target_size import Wanted
 from tests.photos import real_photos
 
 

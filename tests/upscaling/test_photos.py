@@ -7,9 +7,9 @@ import pytest
 
 from ray_sr.errors import InputError
 from ray_sr.images import Photo, decode, encode
+from ray_sr.images.resample import resize_array, upscale_array
 from ray_sr.models import Bicubic, build_generator
-from ray_sr.recipe_networks import CompactSpec, DeblurGANSpec, NetworkSpec
-from ray_sr.resample import resize_array, upscale_array
+from ray_sr.recipes.networks import CompactSpec, DeblurGANSpec, NetworkSpec
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.photos import resize_alpha, spread_colour
 

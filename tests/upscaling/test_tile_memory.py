@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ray_sr.models import build_generator
-from ray_sr.recipe_networks import CompactSpec, NetworkSpec
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.tile_memory import cache_file, cached, growth, measured_bytes_per_pixel
 

@@ -1,0 +1,158 @@
+"""One photograph -> the rows of a shard: checked, cut into sub-images, encoded without loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_sr.data.encoding import encode_pixels
+from ray_sr.data.manifest import Cutting, Split
+from ray_sr.data.pairs import cropped_to
+from ray_sr.data.sources import PhotoFile, read_photo_bytes
+from ray_sr.errors import InputError
+from ray_sr.images import Limits, PhotoError, decode, rgb8
+from ray_sr.storage import access_error, first_line
+
+PHOTO_LIMITS = Limits(max_bytes=1 << 30, max_pixels=1 << 29, strict=True)
+# Of each decoded byte, what stays in a shard: measured on photographs of 2K cut to 480 px.
+STORED_SHARE = {"webp": 0.28, "png": 0.52, "raw": 0.5}
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("content", pa.int64()),
+        ("photo", pa.string()),
+        ("top", pa.int32()),
+        ("left", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("image", pa.binary()),
+        ("input", pa.binary()),
+    ]
+)
+
+Record = dict[str, Any]
+Box = tuple[int, int, int, int]
+
+
+def read_and_cut(photo: PhotoFile, split: Split, cutting: Cutting) -> tuple[Record, list[dict[str, Any]]]:
+    """A record of this photo, and its rows: none where it cannot be used."""
+    record: Record = {
+        "source": photo.uri,
+        "name": photo.name,
+        "bytes": photo.size,
+        "sha256": "",
+        "height": 0,
+        "width": 0,
+        "split": split,
+        "rows": 0,
+        "flat": 0,
+        "reason": "",
+        "warnings": "",
+    }
+    try:
+        pixels, inputs = _read(photo, record, cutting)
+    except (PhotoError, InputError) as error:
+        record["reason"] = first_line(error)
+        return record, []
+    except (OSError, pa.ArrowException) as error:
+        record["reason"] = access_error(photo.uri, error)
+        return record, []
+    height, width = pixels.shape[:2]
+    if min(height, width) < cutting.minimum:
+        record["reason"] = f"too small: {width}x{height}, the smaller side must be {cutting.minimum} or more"
+        return record, []
+    boxes = [(0, 0, height, width)] if split == "validation" else list(sub_images(height, width, cutting))
+    if split == "train" and cutting.drop_flat:
+        kept = [box for box in boxes if detail(_cut(pixels, box)) >= cutting.drop_flat]
+        boxes, record["flat"] = kept, len(boxes) - len(kept)
+    rows = [_row(photo.name, record["sha256"], pixels, inputs, box, cutting) for box in boxes]
+    record["rows"] = len(rows)
+    return record, rows
+
+
+def _read(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndarray, np.ndarray | None]:
+    """Pixels of the photo and of its input photo; writes what they are like into the record."""
+    data = read_photo_bytes(photo)
+    record["sha256"] = hashlib.sha256(data).hexdigest()
+    decoded = decode(data, PHOTO_LIMITS)
+    pixels, inputs, warnings = rgb8(decoded), None, list(decoded.warnings)
+    record.update(height=pixels.shape[0], width=pixels.shape[1])
+    if cutting.input_scale:
+        if photo.partner is None:
+            raise InputError("no input photo of this name")
+        data = read_photo_bytes(photo.partner)
+        record["sha256"] = hashlib.sha256(
+            f"{record['sha256']} {hashlib.sha256(data).hexdigest()}".encode()
+        ).hexdigest()
+        partner = decode(data, PHOTO_LIMITS)
+        inputs = rgb8(partner)
+        warnings += [f"input photo: {warning}" for warning in partner.warnings]
+        pixels = cropped_to(pixels, inputs, cutting.input_scale)
+        record.update(height=pixels.shape[0], width=pixels.shape[1])
+    record["warnings"] = ", ".join(warnings)
+    return pixels, inputs
+
+
+def _row(
+    name: str, sha256: str, pixels: np.ndarray, inputs: np.ndarray | None, box: Box, cutting: Cutting
+) -> dict[str, Any]:
+    cut = _cut(pixels, box)
+    digest = hashlib.blake2b(cut.data, digest_size=8)
+    given = None
+    if inputs is not None:
+        given = _cut(inputs, tuple(side // cutting.input_scale for side in box))
+        digest.update(given.data)
+    top, left, height, width = box
+    return {
+        "id": _int64(hashlib.sha256(f"{sha256} {box}".encode()).digest()[:8]),
+        "content": _int64(digest.digest()),
+        "photo": name,
+        "top": top,
+        "left": left,
+        "height": height,
+        "width": width,
+        "image": encode_pixels(cut, cutting.encoding),
+        "input": None if given is None else encode_pixels(given, cutting.encoding),
+    }
+
+
+def _int64(digest: bytes) -> int:
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _cut(pixels: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
+    top, left, height, width = box
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+
+
+def detail(pixels: np.ndarray) -> float:
+    """Mean absolute difference of neighbouring pixels in both directions, in grey levels: 0 is flat.
+
+    Sky stays below 1; most photographs have 3 to 20.
+    """
+    green = pixels[..., 1].astype(np.int16)
+    return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean()) / 2
+
+
+def sub_images(height: int, width: int, cutting: Cutting) -> Iterator[Box]:
+    """(top, left, height, width) of each sub-image; the last ones touch the far edges, so nothing is lost."""
+    for top in _starts(height, cutting):
+        for left in _starts(width, cutting):
+            yield top, left, min(cutting.sub_image, height), min(cutting.sub_image, width)
+
+
+def _starts(side: int, cutting: Cutting) -> list[int]:
+    last = max(side - cutting.sub_image, 0)
+    starts = list(range(0, last + 1, cutting.step))
+    return starts if starts[-1] == last else [*starts, last]
+
+
+def stored_bytes(height: int, width: int, cutting: Cutting) -> int:
+    """What the sub-images of a photo of this size take in a shard, roughly."""
+    pixels = sum(h * w for _, _, h, w in sub_images(height, width, cutting))
+    return int(3 * pixels * STORED_SHARE[cutting.encoding])

@@ -1,0 +1,38 @@
+"""Pictures: bytes to photos and back, their metadata, and resizing.
+
+Imports no torch: the codec processes of the endpoint stay small.
+"""
+
+import os
+
+# libvips reads these once, when it starts.
+os.environ.setdefault("VIPS_CONCURRENCY", "1")
+os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")
+
+from ray_sr.images.decode import check_header, decode, read_photo
+from ray_sr.images.encode import check_result_size, encode, format_of, left_out, write_bytes, write_photo
+from ray_sr.images.headers import Header, PhotoError, scan_header, sniff
+from ray_sr.images.photo import DEFAULT_LIMITS, FORMATS, SUFFIXES, Limits, Metadata, Photo, rgb8
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "SUFFIXES",
+    "Header",
+    "Limits",
+    "Metadata",
+    "Photo",
+    "PhotoError",
+    "check_header",
+    "check_result_size",
+    "decode",
+    "encode",
+    "format_of",
+    "left_out",
+    "read_photo",
+    "rgb8",
+    "scan_header",
+    "sniff",
+    "write_bytes",
+    "write_photo",
+]

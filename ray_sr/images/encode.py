@@ -1,0 +1,181 @@
+"""Photo -> bytes or a file: what the output's format cannot hold is converted, or named."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from ray_sr.errors import InputError, ResourceError, printable
+from ray_sr.images.headers import PhotoError
+from ray_sr.images.metadata import (
+    MAX_JPEG_EXIF,
+    MAX_JPEG_XMP,
+    Extras,
+    credits_only,
+    icc_fits,
+    resize_exif,
+)
+from ray_sr.images.photo import FORMATS, SUFFIXES, Metadata, Photo, _to_8_bits
+from ray_sr.images.savers import Style, error_line, save
+
+_MAX_SIDES = {"jpeg": 65500, "webp": 16383}
+_MAX_SIDE = 10_000_000  # of libvips
+
+
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def write_photo(
+    path: str | os.PathLike[str],
+    photo: Photo,
+    *,
+    format: str | None = None,
+    quality: int = 95,
+    lossless: bool = False,
+    metadata: Metadata = "keep",
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> None:
+    """Encodes into `path`, whose suffix gives the format unless `format` does; see `encode`.
+
+    Raises InputError for an unknown suffix and ResourceError, one line, where the file cannot be written.
+    """
+    chosen = format or format_of(path)
+    write_bytes(
+        path,
+        encode(photo, chosen, quality=quality, lossless=lossless, metadata=metadata, background=background),
+    )
+
+
+def format_of(path: str | os.PathLike[str]) -> str:
+    """Format that the suffix of a file name stands for. Raises InputError for any other suffix."""
+    suffix = os.path.splitext(os.fsdecode(path))[1].lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"{printable(path)}: the name must end in one of {', '.join(SUFFIXES)}")
+    return SUFFIXES[suffix]
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes aside, then renames: a reader sees the old file or the whole new one. Raises ResourceError."""
+    target = Path(os.fsdecode(path))
+    try:
+        if target.exists() and not target.is_file():
+            raise ResourceError(f"{printable(path)}: exists and is not a file; give another name")
+        _replace(target, data)
+    except OSError as error:
+        raise ResourceError(f"{printable(path)}: cannot be written ({error.strerror or error})") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with open(aside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def check_result_size(format: str, width: int, height: int) -> None:
+    """Raises PhotoError (format-limit) where the format cannot hold so many pixels a side."""
+    limit = _MAX_SIDES.get(format, _MAX_SIDE)
+    if max(width, height) > limit:
+        advice = "use png" if format in _MAX_SIDES else "give a smaller scale"
+        raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; {advice}", "format-limit")
+
+
+def left_out(photo: Photo, format: str) -> tuple[str, ...]:
+    """What `encode` leaves out or changes in this format, as words like those of `Photo.warnings`."""
+    jpeg, webp, tiff = (format == name for name in ("jpeg", "webp", "tiff"))
+    exif_bytes, xmp_bytes = len(photo.exif or b""), len(photo.xmp or b"")
+    reasons = {
+        "depth-reduced": photo.depth == 16 and (jpeg or webp),
+        "alpha-flattened": photo.alpha is not None and jpeg,
+        "icc-dropped": photo.icc is not None and not icc_fits(photo.icc, 3 if webp else photo.channels),
+        "exif-dropped": exif_bytes > 0 and (tiff or (jpeg and exif_bytes > MAX_JPEG_EXIF)),
+        "xmp-dropped": jpeg and xmp_bytes > MAX_JPEG_XMP,
+    }
+    return tuple(word for word, applies in reasons.items() if applies)
+
+
+def encode(
+    photo: Photo,
+    format: str = "png",
+    *,
+    quality: int = 95,
+    lossless: bool = False,
+    metadata: Metadata = "keep",
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> bytes:
+    """The photo as png, jpeg (4:4:4), webp or tiff (deflate); the same photo gives the same bytes.
+
+    quality (1..100) is for jpeg and webp, lossless for webp. A profile that fits the pixels is kept. metadata:
+    all of it, only artist and copyright, or none. JPEG puts transparent pixels on `background` (8-bit RGB).
+    `left_out` tells what does not fit into the format. Raises PhotoError (format-limit) and ResourceError.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown picture format {format!r}; use one of {', '.join(FORMATS)}")
+    check_result_size(format, photo.width, photo.height)
+    photo = fit_to_format(photo, left_out(photo, format), background)
+    extras = extras_of(photo, metadata, (photo.height, photo.width))
+    try:
+        return save(_to_vips(photo), Style(format, extras, photo.icc, quality, lossless))
+    except pyvips.Error as error:
+        raise ResourceError(f"the picture cannot be encoded as {format} ({error_line(error)})") from None
+
+
+def fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
+    """The photo without what `left_out` names as lost. Works on any part of a photo."""
+    if "depth-reduced" in lost:
+        alpha = None if photo.alpha is None else _to_8_bits(photo.alpha)
+        photo = replace(photo, pixels=_to_8_bits(photo.pixels), alpha=alpha)
+    if "alpha-flattened" in lost:
+        photo = _flatten(photo, background)
+    return replace(
+        photo,
+        icc=None if "icc-dropped" in lost else photo.icc,
+        exif=None if "exif-dropped" in lost else photo.exif,
+        xmp=None if "xmp-dropped" in lost else photo.xmp,
+    )
+
+
+def _flatten(photo: Photo, background: tuple[int, int, int]) -> Photo:
+    """The photo over a plain background (8-bit photos); gray photos take the luma of the background."""
+    color = np.array(background, np.float32)
+    if photo.channels == 1:
+        color = color @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    assert photo.alpha is not None
+    opacity = photo.alpha[..., None].astype(np.float32) / 255
+    mixed = photo.pixels * opacity + color * (1 - opacity)
+    return replace(photo, pixels=np.rint(mixed).astype(np.uint8), alpha=None)
+
+
+def extras_of(photo: Photo, metadata: Metadata, size: tuple[int, int]) -> Extras:
+    """What goes into a picture of this height and width beside its pixels."""
+    exif = photo.exif
+    if exif and metadata == "copyright":
+        exif = credits_only(exif)
+    elif exif:
+        exif = resize_exif(exif, *size[::-1])
+    kept = metadata == "keep"
+    return Extras(None if metadata == "none" else exif, photo.xmp if kept else None, photo.density)
+
+
+def _to_vips(photo: Photo) -> pyvips.Image:
+    samples = photo.pixels
+    if photo.alpha is not None:
+        samples = np.concatenate([samples, photo.alpha[..., None]], axis=2)
+    samples = np.ascontiguousarray(samples)
+    kinds = {(8, 1): "b-w", (8, 3): "srgb", (16, 1): "grey16", (16, 3): "rgb16"}
+    storage = "uchar" if photo.depth == 8 else "ushort"
+    image = pyvips.Image.new_from_memory(samples, photo.width, photo.height, samples.shape[2], storage)
+    return image.copy(interpretation=kinds[photo.depth, photo.channels])

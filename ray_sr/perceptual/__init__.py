@@ -1,0 +1,1 @@
+"""What pictures look like to a network: VGG feature maps, and LPIPS."""

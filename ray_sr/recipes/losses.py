@@ -1,0 +1,129 @@
+"""The recipe's losses: pixel, perceptual, colour and adversarial ones, and where VGG's weights come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ray_sr.recipes.section import NonNegative, Positive, Section
+
+Target = Annotated[
+    Literal["hr", "sharpened"],
+    Field(description="what the output is compared with: HR, or HR sharpened as by the degradation `sharpen`"),
+]
+
+
+# -------------------------------------------------------------------------------------------- losses
+
+
+class PixelLossSpec(Section):
+    """Distance of pixels: mean absolute, mean squared, or Charbonnier sqrt(d² + eps²)."""
+
+    kind: Literal["l1", "mse", "charbonnier"] = "l1"
+    weight: Positive = Field(1.0, description="factor of this term")
+    eps: Positive = Field(1e-3, description="Charbonnier's eps")
+    target: Target = "hr"
+
+
+class PerceptualLossSpec(Section):
+    """Distance of feature maps of a classification network."""
+
+    kind: Literal["perceptual"] = "perceptual"
+    weight: Positive = Field(1.0, description="factor of this term")
+    network: Literal["vgg19", "vgg16", "random"] = Field(
+        "vgg19",
+        description="feature network; random: an untrained one, for machines without VGG weights",
+    )
+    layers: dict[str, Positive] = Field(
+        {"conv5_4": 1.0}, min_length=1, description="layers by name (convI_J) with their weights"
+    )
+    activation: Literal["before", "after"] = Field("after", description="take features before or after ReLU")
+    distance: Literal["mse", "l1"] = Field("mse", description="distance between the feature maps")
+    normalise: bool = Field(True, description="give the network ImageNet-normalised input")
+    signed: bool = Field(
+        False, description="without normalise: give the network values in [-1, 1] instead of [0, 1]"
+    )
+    target: Target = "hr"
+
+    @field_validator("layers")
+    @classmethod
+    def _known_layers(cls, layers: dict[str, float]) -> dict[str, float]:
+        depth = {1: 2, 2: 2, 3: 4, 4: 4, 5: 4}
+        known = [f"conv{i}_{j}" for i, n in depth.items() for j in range(1, n + 1)]
+        if unknown := [name for name in layers if name not in known]:
+            raise ValueError(f"no layer {unknown[0]!r}: layers are conv1_1 to conv5_4")
+        return layers
+
+    @model_validator(mode="after")
+    def _layer_of_network(self) -> Self:
+        if self.network == "vgg16" and (absent := [name for name in self.layers if name.endswith("_4")]):
+            raise ValueError(f"VGG16 has no {absent[0]}: its blocks 3 to 5 end at _3")
+        return self
+
+    @model_validator(mode="after")
+    def _one_range(self) -> Self:
+        if self.normalise and self.signed:
+            raise ValueError("normalise and signed are two ranges of the input: set normalise to false")
+        return self
+
+
+class ColourLossSpec(Section):
+    """Colour alone: each photo's mean colour, its soft histogram of each channel, or L1 of the pixels' chroma."""
+
+    kind: Literal["mean_colour", "histogram", "chroma"] = "mean_colour"
+    weight: Positive = Field(1.0, description="factor of this term")
+    bins: int = Field(32, ge=2, le=256, description="bins of the histogram")
+
+
+class TotalVariationSpec(Section):
+    """Total variation of the output."""
+
+    kind: Literal["tv"] = "tv"
+    weight: Positive = Field(1.0, description="factor of this term")
+
+
+LossSpec = Annotated[
+    PixelLossSpec | PerceptualLossSpec | ColourLossSpec | TotalVariationSpec, Field(discriminator="kind")
+]
+
+
+class AdversarialSpec(Section):
+    """What makes the generator's output look real."""
+
+    kind: Literal["bce", "lsgan", "hinge", "wasserstein", "relativistic"] = Field(
+        "bce",
+        description="bce with logits, least squares, hinge, Wasserstein, or relativistic average (bce)",
+    )
+    weight: Positive = Field(1e-3, description="factor of the generator's adversarial term")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="real labels become 1 - this (bce, lsgan)")
+    label_noise: float = Field(0.0, ge=0, lt=0.5, description="labels move inwards by U(0, this) (bce, lsgan)")
+    weight_clip: Positive | None = Field(None, description="clip the critic's weights to ± this (wasserstein)")
+    gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
+    critic_updates: int = Field(1, ge=1, le=20, description="discriminator updates for each generator update")
+    pause_above: float | None = Field(
+        None,
+        gt=0.5,
+        lt=1,
+        description="the discriminator skips its update where it tells more than this share of a batch rightly",
+    )
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Self:
+        if self.kind != "wasserstein" and self.weight_clip is not None:
+            raise ValueError(f"weight_clip belongs to wasserstein, not to {self.kind}: remove it")
+        if self.kind not in ("bce", "lsgan") and (self.label_smoothing or self.label_noise):
+            raise ValueError(f"{self.kind} has no labels: remove label_smoothing and label_noise")
+        if self.label_smoothing + self.label_noise >= 0.5:
+            raise ValueError("label_smoothing and label_noise together must stay below 0.5")
+        return self
+
+
+class FeaturesSpec(Section):
+    """Where the VGG weights of perceptual losses come from."""
+
+    weights: str | None = Field(
+        None,
+        description="torchvision's .pth file, or a Caffe-trained .npz (conv1_1 to conv3_4, BGR); "
+        "without it torchvision's download or cache",
+    )

@@ -1,0 +1,164 @@
+"""The recipe's networks: every generator and discriminator with its options."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from ray_sr.recipes.section import Scale, Section, ValueRange
+
+# ---------------------------------------------------------------------------------------- generators
+
+
+class SRResNetSpec(Section):
+    """SRResNet as in the SRGAN paper (arXiv 1609.04802): BatchNorm, PReLU, 9x9 ends, pixel shuffle."""
+
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    kind: Literal["srresnet"] = "srresnet"
+    blocks: int = Field(16, ge=1, le=256, description="number of residual blocks")
+    channels: int = Field(64, ge=4, le=1024, description="feature channels")
+
+
+class MSRResNetSpec(Section):
+    """SRResNet without BatchNorm and with a bilinear skip, as BasicSR and MMagic train it."""
+
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    kind: Literal["msrresnet"] = "msrresnet"
+    blocks: int = Field(16, ge=1, le=256, description="number of residual blocks")
+    channels: int = Field(64, ge=4, le=1024, description="feature channels")
+    upsampling: Literal["progressive", "direct"] = Field(
+        "progressive",
+        description="progressive: pixel shuffles by 2 or 3, then two convolutions at full size; "
+        "direct: one convolution and one pixel shuffle, all work at low resolution",
+    )
+
+
+class RRDBNetSpec(Section):
+    """Residual-in-residual dense blocks, the generator of ESRGAN (arXiv 1809.00219)."""
+
+    scales: ClassVar[tuple[int, ...]] = (1, 2, 4)
+    kind: Literal["rrdbnet"] = "rrdbnet"
+    blocks: int = Field(23, ge=1, le=128, description="number of residual-in-residual dense blocks")
+    channels: int = Field(64, ge=4, le=1024, description="feature channels")
+    growth: int = Field(32, ge=4, le=256, description="channels that each dense convolution adds")
+
+
+class CompactSpec(Section):
+    """SRVGGNetCompact, Real-ESRGAN's fast generator: a plain stack at low resolution, then pixel shuffle."""
+
+    scales: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 8)
+    kind: Literal["compact"] = "compact"
+    convs: int = Field(16, ge=1, le=128, description="number of 3x3 convolutions in the body")
+    channels: int = Field(64, ge=4, le=1024, description="feature channels")
+    activation: Literal["prelu", "relu", "leakyrelu"] = Field("prelu", description="activation in the body")
+
+
+class UpResNetSpec(Section):
+    """Residual blocks with one BatchNorm each and an upsampling without parameters."""
+
+    scales: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
+    kind: Literal["upresnet"] = "upresnet"
+    blocks: int = Field(8, ge=1, le=256, description="number of residual blocks")
+    channels: int = Field(64, ge=4, le=1024, description="feature channels")
+
+
+class DeblurGANSpec(Section):
+    """DeblurGAN's generator (arXiv 1711.07064): two stride-2 convolutions, residual blocks, global skip."""
+
+    scales: ClassVar[tuple[int, ...]] = (1,)
+    kind: Literal["deblurgan"] = "deblurgan"
+    blocks: int = Field(9, ge=1, le=64, description="number of residual blocks")
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution; doubled twice")
+    norm: Literal["batch", "instance", "none"] = Field("instance", description="normalisation after convolutions")
+    dropout: float = Field(0.5, ge=0, lt=1, description="dropout inside the residual blocks")
+    upsampling: Literal["transposed", "nearest"] = Field(
+        "transposed", description="transposed convolution (the paper), or nearest x2 and a convolution"
+    )
+
+
+GeneratorSpec = Annotated[
+    SRResNetSpec | MSRResNetSpec | RRDBNetSpec | CompactSpec | UpResNetSpec | DeblurGANSpec,
+    Field(discriminator="kind"),
+]
+
+
+class NetworkSpec(Section):
+    """All that is needed to rebuild a generator: stored beside its weights wherever they go."""
+
+    scale: Scale = Field(4, description="output size / input size")
+    value_range: ValueRange = Field(
+        "unit", description="values inside the networks: unit is [0, 1], signed is [-1, 1]"
+    )
+    generator: GeneratorSpec
+
+
+# ------------------------------------------------------------------------------------ discriminators
+
+
+class SRGANDiscriminatorSpec(Section):
+    """The SRGAN paper's discriminator: eight 3x3 convolutions, dense 1024, dense 1 (logit)."""
+
+    minimum_crop: ClassVar[int] = 16
+    kind: Literal["srgan"] = "srgan"
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+    hidden: int = Field(1024, ge=1, le=8192, description="units of the dense layer")
+
+
+class VGGDiscriminatorSpec(Section):
+    """VGG-style discriminator as in BasicSR: 3x3 and strided 4x4 pairs, dense 100, dense 1 (logit)."""
+
+    minimum_crop: ClassVar[int] = 32
+    kind: Literal["vgg"] = "vgg"
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+    hidden: int = Field(100, ge=1, le=8192, description="units of the dense layer")
+    input_size: int | None = Field(
+        None, ge=32, description="crop the dense end is made for; by default the recipe's crop"
+    )
+
+
+class TinyDiscriminatorSpec(Section):
+    """One 3x3 convolution, global average pooling, one dense unit (logit): 1,857 parameters at 64."""
+
+    minimum_crop: ClassVar[int] = 1
+    kind: Literal["tiny"] = "tiny"
+    channels: int = Field(64, ge=1, le=1024, description="channels of the convolution")
+
+
+class PatchGANSpec(Section):
+    """PatchGAN (arXiv 1611.07004): a map of logits, one for each patch."""
+
+    minimum_crop: ClassVar[int] = 32
+    kind: Literal["patchgan"] = "patchgan"
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+    layers: int = Field(3, ge=1, le=6, description="strided convolutions")
+    norm: Literal["batch", "instance"] = Field("instance", description="normalisation between convolutions")
+
+
+class UNetDiscriminatorSpec(Section):
+    """U-Net with spectral norm, Real-ESRGAN's discriminator: one logit for each pixel."""
+
+    minimum_crop: ClassVar[int] = 16
+    kind: Literal["unet"] = "unet"
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+
+
+class DenseCriticSpec(Section):
+    """4x4 convolutions with BatchNorm, then dense 1024 (tanh) and a dense end: DeblurGAN's table."""
+
+    minimum_crop: ClassVar[int] = 32
+    kind: Literal["dense_critic"] = "dense_critic"
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+    hidden: int = Field(1024, ge=1, le=8192, description="units of the dense layer")
+    sigmoid: bool = Field(True, description="end in a sigmoid, as the table has it")
+
+
+DiscriminatorSpec = Annotated[
+    SRGANDiscriminatorSpec
+    | VGGDiscriminatorSpec
+    | TinyDiscriminatorSpec
+    | PatchGANSpec
+    | UNetDiscriminatorSpec
+    | DenseCriticSpec,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,130 @@
+"""The recipe's training: data, optimizers, schedules, both stages, validation and workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from ray_sr.recipes.losses import AdversarialSpec, LossSpec, PerceptualLossSpec, PixelLossSpec
+from ray_sr.recipes.section import NonNegative, Positive, Section
+
+# ---------------------------------------------------------------------------------- data and training
+
+
+class DataSpec(Section):
+    """Shards and how crops are cut from them."""
+
+    shards: str | None = Field(None, description="folder or URI made by `ray-sr data prepare`; --data overrides")
+    crop: int = Field(96, ge=8, le=2048, description="side of an HR crop in pixels")
+    batch: int = Field(16, ge=1, le=4096, description="crops in a training step, all workers together")
+    crops_per_image: int = Field(4, ge=1, le=256, description="crops cut from a sub-image each time it is decoded")
+    flips: bool = Field(True, description="flip crops at random")
+    rotations: bool = Field(True, description="turn crops by 90 degrees at random")
+    cache: Literal["auto", "memory", "stream"] = Field(
+        "auto",
+        description="keep decoded sub-images in memory, or decode them anew; auto: memory if they fit",
+    )
+    degrade_in: Literal["auto", "tasks", "worker"] = Field(
+        "auto",
+        description="where crops are made: in Ray Data tasks on any CPU, or in a thread of the training worker; "
+        "auto: what is measured to be faster",
+    )
+    damaged: Literal["stop", "skip"] = Field(
+        "stop", description="a damaged shard stops training, or is left out (all shards are checked first)"
+    )
+
+
+class OptimizerSpec(Section):
+    """Adam, AdamW, or Muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for all else."""
+
+    kind: Literal["adam", "adamw", "muon"] = "adam"
+    lr: float = Field(
+        1e-4, gt=0, le=1, description="learning rate; muon: of biases, of the first and the last layer"
+    )
+    matrix_lr: float = Field(
+        0.005, gt=0, le=1, description="muon: learning rate of inner layers, the spectral norm of a step"
+    )
+    momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    eps: Positive = Field(1e-8, description="term in the denominator")
+    weight_decay: NonNegative = Field(0.0, description="weight decay")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"both betas are in [0, 1), not {list(betas)}")
+        return betas
+
+
+class ScheduleSpec(Section):
+    """Learning rate over the steps of a stage."""
+
+    kind: Literal["constant", "multistep", "cosine", "linear"] = "constant"
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    milestones: list[int] = Field([], description="multistep: steps at which the rate is multiplied by gamma")
+    gamma: float = Field(0.5, gt=0, le=1, description="multistep: factor at each milestone")
+    final: float = Field(0.0, ge=0, le=1, description="cosine, linear: rate at the end, as share of the first")
+    start: int = Field(0, ge=0, description="linear: step at which the decay begins")
+    cycles: int = Field(1, ge=1, description="cosine: how often it runs from the first rate to the final one")
+
+
+class PretrainSpec(Section):
+    """First stage: the generator alone, by content losses."""
+
+    steps: int = Field(1_000_000, ge=1, description="number of steps")
+    losses: list[LossSpec] = Field([PixelLossSpec(kind="mse")], min_length=1, description="content losses")
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+
+
+class GanSpec(Section):
+    """Second stage: generator against discriminator, from the weights of the first."""
+
+    steps: int = Field(200_000, ge=1, description="number of generator steps")
+    losses: list[LossSpec] = Field([PerceptualLossSpec()], description="content losses")
+    adversarial: AdversarialSpec = AdversarialSpec()
+    generator_optimizer: OptimizerSpec = OptimizerSpec()
+    discriminator_optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = Field(ScheduleSpec(), description="of both optimizers")
+
+
+class ValidationSpec(Section):
+    """Measured on whole held-out photos with the EMA weights."""
+
+    every: int = Field(5000, ge=1, description="steps between validations")
+    photos: int = Field(16, ge=0, le=10_000, description="at most this many held-out photos; 0 for none")
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+
+
+class TrainingSpec(Section):
+    """Workers, devices, precision, and what is kept."""
+
+    workers: int = Field(1, ge=1, le=4096, description="DDP workers")
+    min_workers: int | None = Field(
+        None, ge=1, description="go on with as few workers as this while others are missing; the batch stays whole"
+    )
+    accumulate: int = Field(1, ge=1, description="parts of a worker's batch, one after another: needs less memory")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: GPUs for each worker")
+    gpus_per_worker: Positive = Field(1.0, description="GPUs of a worker; a share of one only for a single worker")
+    placement: Literal["pack", "spread"] = Field("pack", description="workers on few nodes, or on many")
+    cpus_per_worker: Positive = Field(1.0, description="CPUs reserved for each worker")
+    threads: int | None = Field(None, ge=1, description="torch threads of a worker; by default its CPUs")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 runs the networks in autocast; auto: bf16 where the device computes in it"
+    )
+    channels_last: bool = Field(True, description="NHWC memory layout inside the networks")
+    compile: bool = Field(False, description="torch.compile both networks")
+    tf32: bool = Field(True, description="float32 products of a GPU may round to TF32 (10 bits of mantissa)")
+    sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all workers")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator, lower at first; 0 for none")
+    clip_gradients: Positive | None = Field(None, description="largest norm of each network's gradient")
+    log_every: int = Field(50, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")
+    keep_best: int = Field(1, ge=0, description="how many generators of a stage are kept for their PSNR-Y")
+    trackers: list[TrackerName] = Field([], description="experiment trackers that get every figure")
+    max_failures: int = Field(3, ge=0, description="how often a lost worker is replaced from the last checkpoint")

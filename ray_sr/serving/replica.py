@@ -1,0 +1,197 @@
+"""The generator replica: holds one model on one device and upscales decoded photos.
+
+The photos of requests are upscaled in their order. A job, which may take minutes, lets them go first after each
+of its tiles. On a GPU, tiles of one size of several photos run at once: see `batches`. Where the model is a
+channel, or the newest of its name, the replica looks at the store now and then and takes over what that means
+by now, between two photos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from ray.serve.metrics import Gauge, Histogram
+
+from ray_sr.errors import RaySRError
+from ray_sr.images import Photo
+from ray_sr.models.weights import WEIGHT_SUFFIXES
+from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
+from ray_sr.serving.tile_batching import Abandoned, Batches
+from ray_sr.store import BUILT_IN, Model, Store, load_model
+from ray_sr.upscaling import Engine, upscale_photo
+
+logger = logging.getLogger(__name__)
+
+_GPU_TILES = 16  # at once; more than one on a CPU gains nothing but for thumbnails
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model on the device."""
+
+    info: ModelInfo
+    engine: Engine
+
+
+def _device(options: ServiceOptions) -> str:
+    """A replica without a reserved GPU leaves the GPUs to others, even where it can see them."""
+    return "cpu" if options.device == "auto" and not options.gpus else options.device
+
+
+class Generator:
+    """What runs in a replica. Knows nothing of HTTP; Serve calls its methods on the replica's event loop."""
+
+    def __init__(self, options: ServiceOptions, model: str | None = None) -> None:
+        """Loads the model by reference, by default that of the options. Raises ModelError."""
+        self._ended = threading.Event()
+        torch.set_num_threads(options.threads or 1)
+        self._options = options
+        self._ref = model or options.model
+        self._store = Store(options.store) if options.store else Store()
+        self._held = self._load(load_model(self._ref, self._store))
+        device = self._held.engine.device
+        sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
+        most = options.batch_tiles or (1 if device.type == "cpu" else _GPU_TILES)
+        self._batches = Batches(most, note=sizes.observe)
+        self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
+        self._device_fault: Exception | None = None
+        self._memory = _memory_gauge(device)
+        if device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # the engine's own guard is for one thread
+        if self._follows:
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def __del__(self) -> None:
+        self._ended.set()
+
+    async def describe(self) -> ModelInfo:
+        """The model that this replica holds."""
+        return self._held.info
+
+    async def upscale(self, photo: Photo, scale: float, network_scale: int) -> Upscaled:
+        """The photo enlarged by `scale`. Cancelling the call stops the work after the tile under way.
+
+        Raises ScaleChanged where the network enlarges other than `network_scale` times by now.
+        """
+        abandoned = threading.Event()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._run, photo, scale, network_scale, abandoned
+            )
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
+
+    async def upscale_by_tiles(
+        self, photo: Photo, scale: float, network_scale: int
+    ) -> AsyncIterator[float | Upscaled]:
+        """The share that is done after each tile, then the result. Photos of `upscale` go before each tile."""
+        loop = asyncio.get_running_loop()
+        shares: asyncio.Queue[float | None] = asyncio.Queue()
+        abandoned = threading.Event()
+
+        def after_tile(share: float) -> None:
+            loop.call_soon_threadsafe(shares.put_nowait, share)
+
+        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, abandoned, after_tile)
+
+        def after_work(done: asyncio.Future[Upscaled]) -> None:
+            _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
+            shares.put_nowait(None)
+
+        work.add_done_callback(after_work)
+        try:
+            while (share := await shares.get()) is not None:
+                yield share
+            yield await work
+        finally:
+            abandoned.set()
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises: a CUDA fault stays until the process ends."""
+        if self._device_fault is not None:
+            raise RuntimeError("the device failed") from self._device_fault
+
+    def _run(
+        self,
+        photo: Photo,
+        scale: float,
+        network_scale: int,
+        abandoned: threading.Event,
+        after_tile: Callable[[float], None] | None = None,
+    ) -> Upscaled:
+        """The work of a request; of a job where it is told of its tiles."""
+        held = self._held
+        if held.engine.scale != network_scale:
+            raise ScaleChanged
+
+        def progress(share: float) -> None:
+            if abandoned.is_set():
+                raise Abandoned
+            if after_tile:
+                after_tile(share)
+
+        # What fits as one tile fits as several small ones.
+        with self._batches.turn(abandoned, held.engine.tile**2, job=after_tile is not None) as turn:
+            progress(0.0)
+            engine = held.engine.through(turn.run)
+            try:
+                result = upscale_photo(photo, engine, scale=scale, progress=progress)
+            except torch.AcceleratorError as error:
+                self._device_fault = error
+                raise
+            held.engine.tile = min(held.engine.tile, engine.tile)  # where memory did not suffice
+            self._memory()
+            seconds = time.perf_counter() - turn.begun if turn.begun else 0.0
+            return Upscaled(result, held.info, seconds)
+
+    # ---------------------------------------------------------------------------- following the store
+
+    def _load(self, model: Model) -> _Held:
+        info = ModelInfo(name=model.name, version=model.version, scale=model.capability.scale)
+        options = self._options
+        engine = Engine(
+            model.module,
+            model.capability,
+            device=_device(options),
+            precision=options.precision,
+            tile=options.tile,
+        )
+        return _Held(info, engine)
+
+    @property
+    def _follows(self) -> bool:
+        """Whether the reference can mean another model later: it is neither a file, built in, nor a version."""
+        is_file = "/" in self._ref or ":" in self._ref or self._ref.endswith(WEIGHT_SUFFIXES)
+        return not is_file and "@" not in self._ref and self._ref != BUILT_IN
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self._options.follow_s):
+            try:
+                self._take_over()
+            except RaySRError as error:
+                logger.warning("%s stays in service: %s", self._held.info.tag, error)
+
+    def _take_over(self) -> None:
+        """Loads what the reference means now, beside the present model, and then lets it take its place."""
+        if self._store.show(self._ref).ref == self._held.info.tag:
+            return
+        loaded = self._load(self._store.load(self._ref))
+        former, self._held = self._held, loaded
+        logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
+
+
+def _memory_gauge(device: torch.device) -> Callable[[], None]:
+    """Notes the memory that a replica holds on its GPU each time it is called; nothing on a CPU."""
+    if device.type != "cuda":
+        return lambda: None
+    gauge = Gauge("sr_gpu_memory_bytes", "Memory that the replica holds on its GPU")
+    return lambda: gauge.set(torch.cuda.memory_reserved(device))

@@ -1,0 +1,201 @@
+"""What a request asks for: its body in one of three forms, its options, the kind of answer it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from email import message_from_bytes
+from email.message import Message
+from typing import Any
+
+from pydantic import ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from ray_sr.serving.admission import Lease
+from ray_sr.serving.options import Format, ServiceLimits, UpscaleQuery
+from ray_sr.serving.problems import Problem, invalid_parameters
+
+MOST_PARTS = 50
+_BROKEN = "the multipart body is broken"
+
+
+async def read_body(request: Request, limits: ServiceLimits, lease: Lease) -> bytes:
+    """The whole body. Raises Problem as soon as it is too large: before reading where that is announced."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal():
+        _check_length(int(announced), limits)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_deadline_s):
+            async for chunk in request.stream():
+                lease.add(len(chunk))
+                body += chunk
+                _check_length(len(body), limits)
+    except TimeoutError:
+        late = f"the body did not arrive within {limits.body_deadline_s:g} s"
+        raise Problem("request-timeout", late, headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Problem("bad-request", "the body ended before its announced length") from None
+    if not body:
+        raise Problem("bad-request", "the body is empty; it must be the bytes of a picture")
+    return bytes(body)
+
+
+def _check_length(length: int, limits: ServiceLimits) -> None:
+    if length > limits.body_bytes:
+        detail = f"the body is over the limit of {limits.body_bytes} bytes"
+        raise Problem("payload-too-large", detail, limit=limits.body_bytes, actual=length)
+
+
+# The body ------------------------------------------------------------------------------------------------
+
+
+def picture_in(body: bytes, content_type: str, query: UpscaleQuery) -> tuple[bytes, UpscaleQuery]:
+    """The picture's bytes, and the query with the options of the body added.
+
+    A body is `multipart/form-data`, a JSON object whose `image` is base64, or else the picture itself.
+    Raises Problem.
+    """
+    header = Message()
+    header["Content-Type"] = content_type
+    kind = header.get_content_type()
+    if kind == "multipart/form-data":
+        boundary = header.get_boundary()
+        if not boundary:
+            raise Problem("bad-request", f"{_BROKEN}: its Content-Type names no boundary")
+        picture, options = _from_form(body, boundary)
+    elif kind == "application/json":
+        picture, options = _from_json(body)
+    else:
+        return body, query
+    return picture, _with_options(query, options)
+
+
+def _with_options(query: UpscaleQuery, options: dict[str, Any]) -> UpscaleQuery:
+    given = query.model_dump(exclude_unset=True)
+    if both := sorted(given.keys() & options.keys()):
+        raise _refused(both[0], "given in the address and in the body")
+    try:
+        return UpscaleQuery.model_validate(given | options)
+    except ValidationError as error:
+        raise invalid_parameters(error.errors(), UpscaleQuery.model_fields) from None
+
+
+def _from_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Problem("bad-request", "the body is not JSON, which its Content-Type says") from None
+    if not isinstance(found, dict):
+        raise Problem("bad-request", 'the JSON body must be an object: {"image": "<base64>", …}')
+    image = found.pop("image", None)
+    if not isinstance(image, str):
+        raise _refused("image", "the picture in base64 is missing")
+    if image.startswith("data:"):
+        head, _, image = image.partition(",")
+        if not head.endswith(";base64"):
+            raise _refused("image", "a data: address must be base64")
+    try:
+        return base64.b64decode(image, validate=True), found
+    except (binascii.Error, ValueError):
+        raise _refused("image", "not base64") from None
+
+
+def _from_form(body: bytes, boundary: str) -> tuple[bytes, dict[str, Any]]:
+    pictures: list[bytes] = []
+    options: dict[str, Any] = {}
+    for part in _parts(body, boundary):
+        if part.name == "image":
+            if not part.is_file:
+                raise _refused("image", "must be a file, not text")
+            pictures.append(part.content)
+        elif part.name in options:
+            raise _refused(part.name, "given more than once")
+        else:
+            options[part.name] = part.content.decode("utf-8", "replace")
+    if len(pictures) != 1:
+        raise _refused("image", f"the form must have one file of this name, not {len(pictures)}")
+    return pictures[0], options
+
+
+@dataclass(frozen=True)
+class _Part:
+    name: str
+    is_file: bool
+    content: bytes
+
+
+def _parts(body: bytes, boundary: str) -> list[_Part]:
+    """The parts of a form (RFC 7578, RFC 2046 section 5.1)."""
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
+    whole = b"\r\n" + body
+    if whole.count(delimiter) > MOST_PARTS + 1:
+        raise Problem("payload-too-large", f"the form has more than {MOST_PARTS} parts", limit=MOST_PARTS)
+    _, *pieces = whole.split(delimiter)
+    if not pieces or not pieces[-1].startswith(b"--"):
+        raise Problem("bad-request", f"{_BROKEN}: its last boundary is missing")
+    return [_part(piece) for piece in pieces[:-1]]
+
+
+def _part(piece: bytes) -> _Part:
+    line_end, _, rest = piece.partition(b"\r\n")
+    head, blank, content = rest.partition(b"\r\n\r\n")
+    if line_end.strip() or not blank:
+        raise Problem("bad-request", f"{_BROKEN}: a part has no head")
+    headers = message_from_bytes(head + b"\r\n\r\n")
+    name = headers.get_param("name", header="content-disposition")
+    if not isinstance(name, str):
+        raise Problem("bad-request", f"{_BROKEN}: a part has no name")
+    return _Part(name, headers.get_filename() is not None, content)
+
+
+def _refused(parameter: str, detail: str) -> Problem:
+    errors = [{"parameter": parameter, "detail": detail}]
+    return Problem("invalid-parameter", f"{parameter}: {detail}", errors=errors)
+
+
+# The answer ----------------------------------------------------------------------------------------------
+
+_TYPES: dict[str, Format] = {f"image/{name}": name for name in ("png", "jpeg", "webp", "tiff")}
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The format that Accept asks for, None where it leaves that open, and whether to put it into JSON."""
+
+    format: Format | None
+    as_json: bool = False
+
+
+def wish_of(accept: str, query: UpscaleQuery) -> Wish:
+    """What the header Accept asks for (RFC 9110, section 12.5.1); an explicit option `format` comes first.
+
+    Raises Problem (not-acceptable).
+    """
+    for wanted in _media_ranges(accept or "*/*"):
+        if wanted in ("*/*", "image/*"):
+            return Wish(None)
+        if wanted in _TYPES:
+            return Wish(_TYPES[wanted])
+        if wanted in (_JSON, "application/*"):
+            return Wish(None, as_json=True)
+    if query.format:
+        return Wish(None)
+    raise Problem("not-acceptable", f"Accept must allow one of {', '.join([*_TYPES, _JSON])}")
+
+
+def _media_ranges(accept: str) -> list[str]:
+    """The media ranges that are accepted, the most wanted first."""
+    weighted = []
+    for entry in accept.split(","):
+        kind, *parameters = (word.strip().lower() for word in entry.split(";"))
+        weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
+        try:
+            weighted.append((float(weight), kind))
+        except ValueError:
+            continue  # a weight that is none: as if it had not been there
+    return [kind for weight, kind in sorted(weighted, key=lambda one: -one[0]) if weight > 0]

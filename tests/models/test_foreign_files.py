@@ -1,0 +1,311 @@
+"""`ray-sr models import` on files of other programs, from the command to the first upscaled pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ray_sr.models import build_generator
+from ray_sr.recipes.networks import CompactSpec, MSRResNetSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.store import load_model
+from tests.models.test_weights import (
+    MSR_NAMES,
+    RRDB_NAMES,
+    RRDB_PARTS,
+    Bomb,
+    conv,
+    msrresnet_by_hand,
+    photo,
+    prefixed,
+    random_state,
+    rrdb_by_hand,
+)
+from tests.test_cli import run
+
+State = dict[str, Tensor]
+
+
+def rrdb_state(naming: str, inputs: int = 3) -> tuple[State, dict[str, str]]:
+    """Two blocks of 8 channels and growth 4 under the names of `naming`, and these names by part."""
+    names = dict(zip(RRDB_PARTS, RRDB_NAMES[naming].split(), strict=True))
+    shapes = {names[part]: (8, 8) for part in ("trunk", "up1", "up2", "hr")}
+    shapes |= {names["first"]: (8, inputs), names["last"]: (3, 8)}
+    for dense in (names["dense"].format(block, i) for block in range(2) for i in (1, 2, 3)):
+        shapes |= {names["conv"].format(dense, i): (4 if i < 5 else 8, 4 + 4 * i) for i in range(1, 6)}
+    return random_state(shapes), names
+
+
+def rrdb(naming: str) -> tuple[State, Callable[[Tensor], Tensor]]:
+    state, names = rrdb_state(naming)
+    return state, lambda x: rrdb_by_hand(state, names, x)
+
+
+def rrdb_x2() -> tuple[State, Callable[[Tensor], Tensor]]:
+    """Real-ESRGAN's x2plus: 2x2 pixels become channels, then everything is enlarged by 4."""
+    state, names = rrdb_state("basicsr", inputs=12)
+    return state, lambda x: rrdb_by_hand(state, names, F.pixel_unshuffle(x, 2))
+
+
+def msrresnet(naming: str) -> tuple[State, Callable[[Tensor], Tensor]]:
+    body, ups, hr = MSR_NAMES[naming]
+    shapes = {"conv_first": (6, 3), hr: (6, 6), "conv_last": (3, 6), **dict.fromkeys(ups, (24, 6))}
+    state = random_state(shapes | {f"{body}.{block}.conv{i}": (6, 6) for block in range(2) for i in (1, 2)})
+    return state, lambda x: msrresnet_by_hand(state, body, ups, hr, x)
+
+
+def compact(activation: str = "prelu") -> tuple[State, Callable[[Tensor], Tensor]]:
+    """SRVGGNetCompact x2 with two convolutions in the body: every even place is a convolution."""
+    state = random_state({"body.0": (5, 3), "body.2": (5, 5), "body.4": (5, 5), "body.6": (12, 5)})
+    if activation == "prelu":
+        slopes = torch.rand(3, 5, generator=torch.Generator().manual_seed(5))
+        state |= {f"body.{place}.weight": slope for place, slope in zip((1, 3, 5), slopes, strict=True)}
+
+    def act(place: int, y: Tensor) -> Tensor:
+        slope = state[f"body.{place}.weight"] if activation == "prelu" else torch.full((5,), 0.1)
+        return F.prelu(y, slope)
+
+    def forward(x: Tensor) -> Tensor:
+        y = x
+        for place in (0, 2, 4):
+            y = act(place + 1, conv(state, f"body.{place}", y))
+        return F.pixel_shuffle(conv(state, "body.6", y), 2) + F.interpolate(x, scale_factor=2, mode="nearest")
+
+    return state, forward
+
+
+def other(state: State) -> State:
+    return {key: tensor + 1 for key, tensor in state.items()}
+
+
+RRDB = RRDBNetSpec(blocks=2, channels=8, growth=4)
+MSR = MSRResNetSpec(blocks=2, channels=6)
+LAYOUTS: dict[str, tuple[NetworkSpec, Any, Callable[[State], object]]] = {
+    "BasicSR MSRResNet, params": (NetworkSpec(generator=MSR), msrresnet("basicsr"), lambda s: {"params": s}),
+    "BasicSR of several GPUs": (
+        NetworkSpec(generator=MSR),
+        msrresnet("basicsr"),
+        lambda s: {"params": prefixed("module.", s)},
+    ),
+    "Real-ESRGAN x4plus, params_ema": (
+        NetworkSpec(generator=RRDB),
+        rrdb("basicsr"),
+        lambda s: {"params": other(s), "params_ema": s},
+    ),
+    "Real-ESRGAN x2plus, params_ema": (
+        NetworkSpec(scale=2, generator=RRDB),
+        rrdb_x2(),
+        lambda s: {"params_ema": s},
+    ),
+    "Real-ESRGAN compact, params": (
+        NetworkSpec(scale=2, generator=CompactSpec(convs=2, channels=5)),
+        compact(),
+        lambda s: {"params": s},
+    ),
+    "ESRGAN, its first names": (NetworkSpec(generator=RRDB), rrdb("old esrgan"), lambda s: s),
+    "ESRGAN, its second names": (NetworkSpec(generator=RRDB), rrdb("esrgan"), lambda s: s),
+    "MMSR": (NetworkSpec(generator=MSR), msrresnet("mmsr"), lambda s: s),
+    "MMagic MSRResNet": (
+        NetworkSpec(generator=MSR),
+        msrresnet("mmagic"),
+        lambda s: {"meta": {"epoch": 1}, "state_dict": prefixed("generator.", s)},
+    ),
+    "MMagic ESRGAN with its discriminator": (
+        NetworkSpec(generator=RRDB),
+        rrdb("basicsr"),
+        lambda s: {
+            "state_dict": {
+                **prefixed("generator.", other(s)),
+                **prefixed("generator_ema.module.", s),
+                "generator_ema.steps": torch.tensor(7),
+                "discriminator.conv0.weight": torch.ones(4, 3, 3, 3),
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_imported_with_its_values(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, (state, by_hand), contain = LAYOUTS[layout]
+    file, store = tmp_path / "generator.pth", str(tmp_path / "store")
+    torch.save(contain(state), file)
+    code, out, err = run(
+        "models", "import", str(file), "--name", "theirs", "--store", store, "--json", capsys=capsys
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert NetworkSpec.model_validate(result["network"]) == network
+    model = load_model(result["model"], store)
+    image = photo(8, 12)
+    with torch.inference_mode():
+        assert torch.allclose(model.module(image), by_hand(image), atol=1e-6)
+    assert model.card["provenance"]["source"] == str(file)
+
+
+def test_the_same_through_a_whole_upscaled_photo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, by_hand = compact()
+    torch.save({"params_ema": state}, tmp_path / "small.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    store = str(tmp_path / "store")
+    run("models", "import", str(tmp_path / "small.pth"), "--promote", "best", "--store", store, capsys=capsys)
+    code, _, err = run(
+        "upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--store", store, capsys=capsys
+    )
+    assert code == 0, err
+    batch = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)[None]
+    expected = by_hand(batch)[0].permute(1, 2, 0).clamp(0, 1).mul(255).numpy()
+    with Image.open(tmp_path / "out.png") as upscaled:
+        assert np.abs(np.asarray(upscaled) - expected).max() <= 1.0
+
+
+# ----------------------------------------------------------------------- what the weights do not tell
+
+
+def test_an_activation_without_weights_is_asked_for_and_taken_from_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, by_hand = compact("leakyrelu")
+    file, store = str(tmp_path / "leaky.pth"), str(tmp_path / "store")
+    torch.save({"params": state}, file)
+    code, _, err = run("models", "import", file, "--store", store, capsys=capsys)
+    assert code == 5
+    assert "activation" in err
+    assert "name the network" in err
+    sizes = ("scale=2", "generator.convs=2", "generator.channels=5", "generator.activation=leakyrelu")
+    code, out, err = run(
+        "models", "import", file, *sizes, "-c", "compact-x4", "--store", store, "--json", capsys=capsys
+    )
+    assert code == 0, err
+    with torch.inference_mode():
+        found = load_model(json.loads(out)["model"], store).module(photo(8, 12))
+    assert torch.allclose(found, by_hand(photo(8, 12)), atol=1e-6)
+
+
+def test_a_recipes_network_is_met_by_foreign_names_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values in [-1, 1] inside cannot be seen in the weights; the old names are still turned into ours."""
+    state, by_hand = rrdb("old esrgan")
+    file, store = str(tmp_path / "old.pth"), str(tmp_path / "store")
+    torch.save(state, file)
+    changes = ("generator.blocks=2", "generator.channels=8", "generator.growth=4", "value_range=signed")
+    code, out, err = run(
+        "models", "import", file, *changes, "-c", "esrgan-x4", "--store", store, "--json", capsys=capsys
+    )
+    assert code == 0, err
+    with torch.inference_mode():
+        found = load_model(json.loads(out)["model"], store).module(photo(8, 12))
+    assert torch.allclose(found, (by_hand(photo(8, 12) * 2 - 1) + 1) / 2, atol=1e-6)
+
+
+def test_overrides_without_a_recipe_are_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run("models", "import", "any.pth", "generator.activation=relu", capsys=capsys)
+    assert code == 2
+    assert "-c RECIPE" in err
+
+
+# --------------------------------------------------------------------------------------------- refusal
+
+
+def refused(file: Path, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The one line of an import that ends with exit code 5 and leaves an empty store."""
+    store = file.parent / "store"
+    code, out, err = run("models", "import", str(file), *options, "--store", str(store), capsys=capsys)
+    assert code == 5, err
+    assert out == ""
+    assert err.startswith(f"error: {file}: ")
+    assert len(err.splitlines()) == 1
+    assert not list(store.rglob("*.safetensors"))
+    return err
+
+
+def test_weights_of_another_network_name_the_first_differing_keys_and_shapes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"params": msrresnet("basicsr")[0]}, tmp_path / "net.pth")
+    err = refused(tmp_path / "net.pth", capsys, "generator.blocks=3", "-c", "msrresnet-x4")
+    assert "these weights belong to another network" in err
+    assert "conv_first.weight is 6x3x3x3 in the file and 64x3x3x3 in the network" in err
+    assert "more" in err
+
+
+def test_a_truncated_state_dict_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = rrdb("basicsr")[0]
+    del state["conv_hr.bias"], state["body.1.rdb2.conv3.weight"]
+    torch.save({"params_ema": state}, tmp_path / "net.pth")
+    err = refused(tmp_path / "net.pth", capsys)
+    assert "body.1.rdb2.conv3.weight 4x16x3x3 is missing; conv_hr.bias 8 is missing" in err
+
+
+def test_an_unknown_architecture_says_how_it_can_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"stem.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "net.pth")
+    err = refused(tmp_path / "net.pth", capsys)
+    assert "stem.weight 4x3x3x3" in err
+    assert "ray-sr[foreign]" in err
+
+
+def test_a_discriminator_is_no_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"params": random_state({"conv0_0": (8, 3), "conv0_1": (8, 8)})}, tmp_path / "net_d.pth")
+    assert "conv0_0.weight 8x3x3x3" in refused(tmp_path / "net_d.pth", capsys)
+
+
+@pytest.mark.parametrize("kind", ["cut", "changed", "empty", "web page"])
+def test_a_corrupt_file_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "net.pth"
+    torch.save({"params": compact()[0]}, file)
+    whole = file.read_bytes()
+    contents = {
+        "cut": whole[: len(whole) // 2],
+        "changed": whole[:40] + bytes(60) + whole[100:],
+        "empty": b"",
+        "web page": b"<!DOCTYPE html><title>404</title>",
+    }
+    file.write_bytes(contents[kind])
+    refused(file, capsys)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
+def test_a_malicious_file_is_refused_before_it_runs(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker, file = tmp_path / "it ran", tmp_path / f"net{suffix}"
+    torch.save({"params": compact()[0], "optimizer": Bomb(marker)}, file)
+    err = refused(file, capsys)
+    assert "refused and not run" in err
+    assert f"{os.name}.system" in err
+    assert not marker.exists()
+    torch.load(file, weights_only=False)  # the same file, trusted: it does run
+    assert marker.exists()
+
+
+def test_our_own_file_is_imported_as_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray_sr.models.weights import save_weights
+
+    network = NetworkSpec(
+        scale=3, value_range="signed", generator=CompactSpec(convs=1, channels=4, activation="relu")
+    )
+    save_weights(tmp_path / "ours.safetensors", build_generator(network), network)
+    code, out, _ = run(
+        "models",
+        "import",
+        str(tmp_path / "ours.safetensors"),
+        "--store",
+        str(tmp_path / "s"),
+        "--json",
+        capsys=capsys,
+    )
+    assert code == 0
+    assert NetworkSpec.model_validate(json.loads(out)["network"]) == network
