@@ -24,7 +24,7 @@ from PIL import Image
 
 from ray_sr.bench.data_plane import PeakMemory
 from ray_sr.cluster import disconnect, local_ray
-from ray_sr.data.batches import made_by_tasks
+from ray_sr.data.batches import ray_data_batches
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
@@ -74,7 +74,7 @@ def stream_epoch(shards: str) -> dict[str, Any]:
         stream = open_stream(parse_recipe(RECIPE), shards, lambda: 0)
         rows = len(stream.index) // stream.visits
         began = time.perf_counter()
-        batches = made_by_tasks(stream, batch_dataset(stream, rows))
+        batches = ray_data_batches(stream, batch_dataset(stream, rows))
         crops = sum(len(batch.hr) for batch in batches)
         seconds = time.perf_counter() - began
     disconnect()

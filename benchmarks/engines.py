@@ -29,7 +29,7 @@ import onnxruntime
 import torch
 
 from ray_sr.bench.machine import Bench, describe_machine, use_threads
-from ray_sr.bench.upscale import made_up_generator
+from ray_sr.bench.upscale import synthetic_generator
 from ray_sr.models import Generator
 from ray_sr.models.export import export_onnx
 from ray_sr.progress import Progress
@@ -99,7 +99,7 @@ def measure(bench: Bench) -> dict[str, dict[str, Any]]:
     with Progress("upscaling", len(NETWORKS) * (1 + bench.rounds), "rounds") as progress:
         for name, network in NETWORKS.items():
             with tempfile.TemporaryDirectory() as folder:
-                turns = contenders(made_up_generator(network), Path(folder))
+                turns = contenders(synthetic_generator(network), Path(folder))
                 times = bench.take_turns(turns, progress.advance)
             results[name] = {
                 contender: {

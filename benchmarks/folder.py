@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from ray_sr.bench.machine import Bench, describe_machine, use_threads
-from ray_sr.bench.upscale import made_up_generator
+from ray_sr.bench.upscale import synthetic_generator
 from ray_sr.progress import Progress
 from ray_sr.recipes.networks import CompactSpec, MSRResNetSpec, NetworkSpec
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.files import FileOptions, Worker, upscale_files
+from ray_sr.upscaling.files import FileOptions, UpscaleWorker, upscale_files
 from ray_sr.upscaling.naming import plan_jobs
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
 NETWORKS = {
     "MSRResNet x4, direct": NetworkSpec(scale=4, generator=MSRResNetSpec(upsampling="direct")),
@@ -38,7 +38,7 @@ STAGES = ("decoding", "upscaling", "encoding")
 def contenders(engine: Engine, photos: list[str], output: Path) -> dict[str, Callable[[], object]]:
     """The three stages alone and the whole command. What a stage hands on is kept for the next one."""
     options = FileOptions(existing="overwrite")
-    worker = Worker(engine, Wanted(None), options)
+    worker = UpscaleWorker(engine, TargetSize(None), options)
     jobs = plan_jobs(
         photos, output, format="png", suffix="_x4", existing="overwrite", recursive=False, compare=False
     )
@@ -67,7 +67,7 @@ def measure(photos: list[str], bench: Bench) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     with Progress("folder", len(NETWORKS) * (1 + bench.rounds), "rounds") as progress:
         for name, network in NETWORKS.items():
-            generator = made_up_generator(network)
+            generator = synthetic_generator(network)
             engine = Engine(generator, generator.capability, device=bench.device)
             with tempfile.TemporaryDirectory() as folder:
                 times = bench.take_turns(contenders(engine, photos, Path(folder)), progress.advance)

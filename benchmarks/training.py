@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ray_sr.bench.step import OurLoop, made_up_photos
+from ray_sr.bench.step import OurLoop, synthetic_photos
 from ray_sr.cluster import disconnect, local_ray
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
@@ -63,7 +63,7 @@ def _bare_loop(steps: int, threads: int) -> float:
     recipe = recipe_of(steps)
     loop = OurLoop(recipe, torch.device("cpu"))
     layout = loop.compute.memory_format
-    lr, hr = (photos.to(memory_format=layout) for photos in made_up_photos(recipe))
+    lr, hr = (photos.to(memory_format=layout) for photos in synthetic_photos(recipe))
     for _ in range(10):
         loop.run(lr, hr)
     began = time.perf_counter()

@@ -20,7 +20,7 @@ from ray_sr.recipes.losses import (
     PixelLossSpec,
     TotalVariationSpec,
 )
-from tests.perceptual.test_vgg import made_up_vgg, photos
+from tests.perceptual.test_vgg import photos, synthetic_vgg
 
 RANDOM = PerceptualLossSpec(network="random", layers={"conv2_2": 0.5, "conv5_4": 1.0}, activation="before")
 ALL_CONTENT: list[LossSpec] = [
@@ -163,7 +163,7 @@ def test_soft_histogram_has_the_right_gradient() -> None:
 def vgg_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("weights")
     for name in ("vgg16", "vgg19"):
-        torch.save(made_up_vgg(name).state_dict(prefix="features."), folder / f"{name}.pth")
+        torch.save(synthetic_vgg(name).state_dict(prefix="features."), folder / f"{name}.pth")
     return {name: folder / f"{name}.pth" for name in ("vgg16", "vgg19")}
 
 
@@ -189,7 +189,7 @@ def test_perceptual_loss_is_piqs_content_loss_per_channel(
     spec = PerceptualLossSpec.model_validate(
         {"network": network, "layers": {layer: 1.0}, "activation": activation, "distance": distance}
     )
-    stack = made_up_vgg(network)[: int(module) + 1]
+    stack = synthetic_vgg(network)[: int(module) + 1]
     name = {"mse": "mse", "l1": "mae"}[distance]
     reference = piq.ContentLoss(stack, layers=[module], distance=name)
     sr, hr = photos(9), photos(10)

@@ -20,7 +20,7 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ray_sr.data.batches import Batch, made_by_tasks, made_here
+from ray_sr.data.batches import Batch, local_batches, ray_data_batches
 from ray_sr.data.crops import CropPlan, SubImage, Visit, make_crops
 from ray_sr.data.manifest import read_photos
 from ray_sr.data.pixels import Index, StoredPixels, read_index
@@ -100,9 +100,9 @@ def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
 def open_batches(stream: BatchStream, threads: int) -> Generator[Batch, None, None]:
     """The batches of a stream as a lone training worker would get them."""
     if not stream.by_tasks:
-        return made_here(stream, 0, 1, threads)
+        return local_batches(stream, 0, 1, threads)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    return made_by_tasks(stream, batch_dataset(stream, BENCH_ROWS))
+    return ray_data_batches(stream, batch_dataset(stream, BENCH_ROWS))
 
 
 def rate(batches: Iterable[Any], crops: int, seconds: float) -> float:

@@ -24,7 +24,7 @@ from ray_sr.recipes.reader import load_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, Part, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 
 RECIPE = "msrgan-x4"
 BATCH = 4
@@ -43,7 +43,7 @@ def bench_steps(bench: Bench, batch: int = BATCH, crop: int = CROP, **training: 
     result: dict[str, Any] = {"batch": batch, "crop": crop, "plain": {}, "speedup": {}}
     with tempfile.TemporaryDirectory(prefix="ray-sr-") as folder:
         vgg = Path(folder) / "vgg19.pth"
-        torch.save(made_up_vgg19(), vgg)
+        torch.save(synthetic_vgg19(), vgg)
         with Progress("training steps", len(STAGES) * (1 + bench.rounds), "rounds") as progress:
             for stage in STAGES:
                 times = _times(bench_recipe(stage, vgg, batch, crop, **training), bench, progress)
@@ -56,20 +56,20 @@ def bench_steps(bench: Bench, batch: int = BATCH, crop: int = CROP, **training: 
 def _times(recipe: Recipe, bench: Bench, progress: Progress) -> Times:
     ours = OurLoop(recipe, bench.device)
     plain = plain_loop(recipe, ours)
-    lr, hr = (photos.to(bench.device) for photos in made_up_photos(recipe))
+    lr, hr = (photos.to(bench.device) for photos in synthetic_photos(recipe))
     placed = [photos.to(memory_format=ours.compute.memory_format) for photos in (lr, hr)]
     turns = {"ours": lambda: ours.run(*placed), "plain": lambda: plain.run(lr, hr)}
     return bench.take_turns(turns, progress.advance)
 
 
-def made_up_photos(recipe: Recipe) -> tuple[Tensor, Tensor]:
+def synthetic_photos(recipe: Recipe) -> tuple[Tensor, Tensor]:
     """LR and HR of smooth noise: a batch of the recipe, float32 N×3×h×w in [0, 1]."""
     rng, crop = torch.Generator().manual_seed(0), recipe.data.crop
     hr = F.interpolate(torch.rand(recipe.data.batch, 3, 16, 16, generator=rng), size=crop, mode="bilinear")
     return F.avg_pool2d(hr, recipe.scale), hr
 
 
-def made_up_vgg19() -> dict[str, Tensor]:
+def synthetic_vgg19() -> dict[str, Tensor]:
     """He-normal weights of VGG19's convolutions by torchvision's names: activations neither grow nor fade."""
     rng = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class OurLoop:
     def run(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         """One step; LR and HR float32 N×3×h×w in [0, 1]."""
         seed = step_seed(self.state.recipe.seed, 0, self.state.step)
-        losses = self.step.run([Part(lr, hr, seed)], self.state.step_of_stage)
+        losses = self.step.run([MicroBatch(lr, hr, seed)], self.state.step_of_stage)
         self.state.advance()
         return losses
 

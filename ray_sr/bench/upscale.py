@@ -35,11 +35,11 @@ def bench_upscaling(bench: Bench, size: tuple[int, int] = SIZE) -> dict[str, dic
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     with Progress("upscaling", len(NETWORKS) * (1 + bench.rounds), "rounds") as progress:
         return {
-            name: _measure(made_up_generator(spec), picture, bench, progress) for name, spec in NETWORKS.items()
+            name: _measure(synthetic_generator(spec), picture, bench, progress) for name, spec in NETWORKS.items()
         }
 
 
-def made_up_generator(network: NetworkSpec) -> Generator:
+def synthetic_generator(network: NetworkSpec) -> Generator:
     """In evaluation mode, with seeded initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -40,7 +40,7 @@ _CHATTY = (
 
 
 @dataclass(frozen=True)
-class Job:
+class RayJob:
     """A command of ours for the cluster: arguments of `ray-sr`, local files to send along, what to reserve.
 
     In the arguments, a file's path is replaced by where the file lies on the cluster. `cpus` and
@@ -69,7 +69,7 @@ class JobServer:
         with self._talking(), _environment(RAY_API_SERVER_ADDRESS=self.address):
             self._client = JobSubmissionClient(self.address)
 
-    def submit(self, job: Job) -> str:
+    def submit(self, job: RayJob) -> str:
         """Upload the job's files, start it, and return its id."""
         with tempfile.TemporaryDirectory(prefix="ray-sr-job-") as folder, self._talking():
             arguments = stage(job, Path(folder))
@@ -190,7 +190,7 @@ class _Log:
             self.seen = max(self.seen, position)
 
 
-def stage(job: Job, folder: Path) -> list[str]:
+def stage(job: RayJob, folder: Path) -> list[str]:
     """Copy what the job needs into `folder`, to be uploaded; returns the arguments as the job will need them.
 
     Recipes and the like come along, and this package where it runs from a checkout: the cluster may have an

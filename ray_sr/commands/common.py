@@ -35,9 +35,9 @@ def overrides_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def place(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Callback of options that name shards, a run or a sweep: where that lies."""
-    from ray_sr.storage import place_of
+    from ray_sr.storage import resolve_location
 
-    return None if value is None else place_of(value)
+    return None if value is None else resolve_location(value)
 
 
 def show(result: dict[str, Any], text: str, as_json: bool) -> None:
@@ -94,9 +94,9 @@ def _is_run(model: str) -> bool:
     if "/" not in model and not Path(model).is_dir():
         return False
     from ray_sr.errors import InputError
-    from ray_sr.storage import access_error, exists, open_filesystem, place_of
+    from ray_sr.storage import access_error, exists, open_filesystem, resolve_location
 
-    folder = place_of(model)
+    folder = resolve_location(model)
     filesystem, path = open_filesystem(folder)
     try:
         return exists(filesystem, f"{path}/metrics.jsonl")

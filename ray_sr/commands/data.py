@@ -185,7 +185,7 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
         raise click.UsageError("no data: give --data SHARDS, or data.shards in the recipe")
     connect_ray()
     from ray_sr.bench.data_plane import measure, table
-    from ray_sr.storage import place_of
+    from ray_sr.storage import resolve_location
 
-    figures = measure(recipe, place_of(shards), seconds, processes or len(os.sched_getaffinity(0)))
+    figures = measure(recipe, resolve_location(shards), seconds, processes or len(os.sched_getaffinity(0)))
     show(figures, table(figures), as_json)

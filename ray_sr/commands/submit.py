@@ -45,7 +45,7 @@ ENTRIES = {
 @click.argument("job", type=click.Choice(list(ENTRIES)), required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
 @click.option(
-    "--address", metavar="URL", help="Job server (default: $RAY_API_SERVER_ADDRESS, else this machine's)."
+    "--address", metavar="URL", help="RayJob server (default: $RAY_API_SERVER_ADDRESS, else this machine's)."
 )
 @click.option("--id", "name", metavar="NAME", help="Id of the job (default: made up).")
 @click.option("--no-wait", is_flag=True, help="Return when the job has begun.")
@@ -75,9 +75,9 @@ def submit(
     entry = ENTRIES[job]
     files = _check(entry, arguments)
     server = _job_server(address)
-    from ray_sr.cluster.jobs import Job
+    from ray_sr.cluster.jobs import RayJob
 
-    task = Job((*entry.words, *arguments), files, name=name, cpus=float(entry.computes))
+    task = RayJob((*entry.words, *arguments), files, name=name, cpus=float(entry.computes))
     if entry.computes and any("cuda" in word for word in arguments):
         task = replace(task, gpus=1.0)
     task = replace(task, cpus=task.cpus if cpus is None else cpus, gpus=task.gpus if gpus is None else gpus)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ray_sr.upscaling.files import FileOptions
     from ray_sr.upscaling.naming import Existing
     from ray_sr.upscaling.results import Summary
-    from ray_sr.upscaling.target_size import Wanted
+    from ray_sr.upscaling.target_size import TargetSize
 
 PIPE = "-"
 _SIDE = click.IntRange(1)
@@ -103,7 +103,7 @@ class _Request:
 
     photos: tuple[str, ...]
     output: str | None
-    wanted: Wanted
+    wanted: TargetSize
     options: FileOptions
     dry_run: bool
     quiet: bool
@@ -113,11 +113,11 @@ class _Request:
         return PIPE in (*self.photos, self.output)
 
 
-def _wanted(choices: dict[str, Any]) -> Wanted:
-    from ray_sr.upscaling.target_size import Wanted
+def _wanted(choices: dict[str, Any]) -> TargetSize:
+    from ray_sr.upscaling.target_size import TargetSize
 
     try:
-        return Wanted(*(choices.pop(name) for name in ("scale", "width", "height")))
+        return TargetSize(*(choices.pop(name) for name in ("scale", "width", "height")))
     except RecipeError:
         raise click.UsageError("--scale excludes --width and --height") from None
 

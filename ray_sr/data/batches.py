@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ray_sr.data.prefetch import ahead
+from ray_sr.data.prefetch import prefetch_map
 from ray_sr.data.stream import BatchStream
 
 
@@ -29,7 +29,7 @@ class Batch:
         return cls(row, *(tensor.pin_memory() if pinned else tensor for tensor in tensors))
 
 
-def made_here(
+def local_batches(
     stream: BatchStream, first: int, stride: int, threads: int = 1, pinned: bool = False
 ) -> Generator[Batch, None, None]:
     """Batches of the rows first, first + stride, …, made by threads of this process.
@@ -41,10 +41,10 @@ def made_here(
         lr, hr = stream.batches([row])
         return Batch.of(row, lr[0], hr[0], pinned)
 
-    return ahead(make, itertools.count(first, stride), threads)
+    return prefetch_map(make, itertools.count(first, stride), threads)
 
 
-def made_by_tasks(
+def ray_data_batches(
     stream: BatchStream, rows: Any, pinned: bool = False, begin_again: Callable[[int], bool] = lambda times: False
 ) -> Generator[Batch, None, None]:
     """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process.
@@ -58,7 +58,7 @@ def made_by_tasks(
         block = next(blocks, None)
         return None if block is None else _completed(stream, block, pinned)
 
-    for batches in ahead(take, itertools.repeat(None), 1):
+    for batches in prefetch_map(take, itertools.repeat(None), 1):
         if batches is None:
             return
         yield from batches

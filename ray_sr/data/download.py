@@ -23,7 +23,7 @@ ATTEMPTS = 5
 TIMEOUT_SECONDS = 60.0
 MOST_BYTES_PER_FILE = 4 << 30
 MOST_FILES = 1_000_000
-Progress = Callable[[int, int], None]
+OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ SETS = {
 
 
 def download_set(
-    archives: Sequence[Archive], folder: Path, *, keep: bool = False, progress: Progress = lambda done, total: None
+    archives: Sequence[Archive], folder: Path, *, keep: bool = False, progress: OnBytes = lambda done, total: None
 ) -> int:
     """Fetch archives and unpack them into `folder`; returns the number of files. `keep` keeps the archives.
 
@@ -95,7 +95,7 @@ def download_set(
 # ------------------------------------------------------------------------------------------------- fetching
 
 
-def fetch(archive: Archive, path: Path, progress: Progress = lambda done, total: None) -> None:
+def fetch(archive: Archive, path: Path, progress: OnBytes = lambda done, total: None) -> None:
     """Download to `path`, by way of `path`.part that a later call goes on with.
 
     Broken connections are taken up again, `ATTEMPTS` times without any new byte. Raises InputError where the
@@ -127,7 +127,7 @@ def fetch(archive: Archive, path: Path, progress: Progress = lambda done, total:
     part.replace(path)
 
 
-def _fetch_some(url: str, part: Path, progress: Progress) -> int:
+def _fetch_some(url: str, part: Path, progress: OnBytes) -> int:
     """Append what one connection gives; returns the size of the whole file."""
     have = _size(part)
     headers = {"User-Agent": "ray-sr", **({"Range": f"bytes={have}-"} if have else {})}

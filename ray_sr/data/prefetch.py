@@ -31,7 +31,9 @@ def single_threaded(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "batches", initializer=torch.set_num_threads, initargs=(1,))
 
 
-def ahead(make: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+def prefetch_map(
+    make: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Generator[Result, None, None]:
     """`map(make, items)` in order, up to `AHEAD` results ahead, by threads that end with the iterator.
 
     What a Ray task raised as a RaySRError is raised as that again.

@@ -27,7 +27,7 @@ from ray_sr.storage import first_line
 from ray_sr.store import Model
 from ray_sr.upscaling.engine import Engine, Precision
 
-Progress = Callable[[int, int, str], None]
+OnImage = Callable[[int, int, str], None]
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
     tile: int | None = None,
     features: FeatureMaps | None = None,
     lpips: LPIPS | None = None,
-    progress: Progress | None = None,
+    progress: OnImage | None = None,
 ) -> Evaluation:
     """Measure a model on a folder of HR photos: PSNR, SSIM, and sharpness with its ratio to HR's.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray_sr.data.pairs import find_pairs, read_pair
 from ray_sr.errors import InputError
-from ray_sr.evaluation.evaluate import Progress
+from ray_sr.evaluation.evaluate import OnImage
 from ray_sr.evaluation.table import Figures, _aligned
 from ray_sr.images.resample import upscale_array
 from ray_sr.metrics import mean_metrics, measure
@@ -74,7 +74,7 @@ def self_check(
     benchmarks_folder: str | os.PathLike[str],
     *,
     scales: Sequence[int] = (2, 3, 4),
-    progress: Progress | None = None,
+    progress: OnImage | None = None,
 ) -> SelfCheck:
     """Measure bicubic on FOLDER/Set5/HR and FOLDER/Set14/HR at these scales against the published figures.
 

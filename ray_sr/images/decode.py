@@ -20,9 +20,9 @@ from ray_sr.images.headers import Header, PhotoError, scan_header, sniff
 from ray_sr.images.metadata import (
     BrokenExif,
     icc_fits,
+    normalise_exif,
+    normalise_xmp,
     read_orientation,
-    settle_exif,
-    settle_xmp,
 )
 from ray_sr.images.photo import DEFAULT_LIMITS, FORMATS, Limits, Photo
 from ray_sr.images.savers import error_line
@@ -109,7 +109,7 @@ def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
     except pyvips.Error as error:
         raise PhotoError(f"the {header.format} cannot be decoded ({error_line(error)})") from None
     colors = pixels.shape[2]
-    exif, orientation, exif_broken = _settled_exif(image, header)
+    exif, orientation, exif_broken = _normalised_exif(image, header)
     icc, icc_dropped = (None, ()) if converted else _usable_icc(image, header, colors)
     iptc_dropped = ("iptc-dropped",) if image.get_typeof("iptc-data") else ()
     xmp = _blob(image, "xmp-data")
@@ -118,7 +118,7 @@ def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
         alpha=None if alpha is None else np.ascontiguousarray(_turn(alpha, orientation)),
         icc=icc,
         exif=exif,
-        xmp=settle_xmp(xmp) if xmp else None,
+        xmp=normalise_xmp(xmp) if xmp else None,
         density=_turned_density(header.density, orientation),
         warnings=header.warnings + converted + icc_dropped + exif_broken + iptc_dropped,
     )
@@ -168,14 +168,14 @@ def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _settled_exif(image: pyvips.Image, header: Header) -> tuple[bytes | None, int, tuple[str, ...]]:
+def _normalised_exif(image: pyvips.Image, header: Header) -> tuple[bytes | None, int, tuple[str, ...]]:
     """The EXIF block made fit to be kept, the orientation it asked for, and a warning where it is broken."""
     block = _blob(image, "exif-data")
     if block is None:
         return None, header.orientation, ()
     orientation = read_orientation(block)
     try:
-        return settle_exif(block), orientation, ()
+        return normalise_exif(block), orientation, ()
     except BrokenExif:
         return None, orientation, ("exif-broken",)
 

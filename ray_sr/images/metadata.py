@@ -56,7 +56,7 @@ def read_orientation(exif: bytes) -> int:
     return values[0] if values and 1 <= values[0] <= 8 else 1
 
 
-def settle_exif(exif: bytes) -> bytes:
+def normalise_exif(exif: bytes) -> bytes:
     """The block with orientation 1, without the thumbnail and without bytes that no directory refers to.
 
     Raises BrokenExif where the directories cannot be trusted.
@@ -79,7 +79,7 @@ def settle_exif(exif: bytes) -> bytes:
 
 
 def resize_exif(exif: bytes, width: int, height: int) -> bytes:
-    """The block of `settle_exif` with its width and height tags, where it has them, set to these pixels."""
+    """The block of `normalise_exif` with its width and height tags, where it has them, set to these pixels."""
     block = bytearray(exif)
     order, _, directories = _walk(block)
     for entries in directories.values():
@@ -169,7 +169,7 @@ def _put(block: bytearray, order: str, entry: _Entry, value: int) -> None:
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>\s*))[2-8]")
 
 
-def settle_xmp(xmp: bytes) -> bytes:
+def normalise_xmp(xmp: bytes) -> bytes:
     """The packet with tiff:Orientation, where it has one, set to 1; its length does not change."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 

@@ -42,7 +42,7 @@ class Style:
 
 def save(image: pyvips.Image, style: Style) -> bytes:
     """The encoded picture; the same pixels give the same bytes. Raises pyvips.Error."""
-    image = _dressed(image, style)
+    image = _with_metadata(image, style)
     if style.format == "png":
         return _with_head(image.pngsave_buffer(bitdepth=_depth(image), **_PNG), style)
     if style.format == "jpeg":
@@ -61,7 +61,7 @@ def save_file(image: pyvips.Image, path: Path, style: Style) -> None:
     if style.format == "tiff":
         with open(path, "xb"):
             pass
-        _dressed(image, style).tiffsave(str(path), bigtiff=_is_big(image), **_TIFF)
+        _with_metadata(image, style).tiffsave(str(path), bigtiff=_is_big(image), **_TIFF)
         return
     with open(path, "xb") as file:
         if style.format == "webp":
@@ -74,7 +74,7 @@ def save_file(image: pyvips.Image, path: Path, style: Style) -> None:
             if style.format == "png":
                 image.pngsave_target(target, bitdepth=_depth(image), **_PNG)
             else:
-                _dressed(image, style).jpegsave_target(target, Q=style.quality, **_JPEG)
+                _with_metadata(image, style).jpegsave_target(target, Q=style.quality, **_JPEG)
             sink.finish()
         except pyvips.Error:
             raise sink.failure or pyvips.Error("the picture cannot be encoded") from None
@@ -113,7 +113,7 @@ def _with_head(data: bytes, style: Style) -> bytes:
     return add_to_jpeg(data, style.extras)
 
 
-def _dressed(image: pyvips.Image, style: Style) -> pyvips.Image:
+def _with_metadata(image: pyvips.Image, style: Style) -> pyvips.Image:
     """The image with what libvips itself is to write: the profile, and for TIFF density and XMP."""
     image = image.copy()
     if style.icc and style.format != "png":

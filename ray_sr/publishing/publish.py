@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from ray_sr.evaluation import Evaluation, evaluate
-from ray_sr.evaluation.evaluate import Progress
+from ray_sr.evaluation.evaluate import OnImage
 from ray_sr.models.weights import halved, load_strict, load_weights
 from ray_sr.publishing.training_curves import draw_training
 from ray_sr.store import Metrics, Model, ModelRecord, Provenance, Store, load_model
@@ -31,7 +31,7 @@ def publish_run(
     notes: str | None = None,
     source: str | None = None,
     half: bool = False,
-    progress: Progress | None = None,
+    progress: OnImage | None = None,
 ) -> ModelRecord:
     """Publish the last checkpoint's generator under the recipe's name.
 
@@ -76,7 +76,7 @@ def publish_run(
 
 
 def _measured(
-    model: Model, places: Sequence[str], progress: Progress | None, draw: bool
+    model: Model, places: Sequence[str], progress: OnImage | None, draw: bool
 ) -> tuple[list[Metrics], dict[str, bytes]]:
     """Figures on each folder, bicubic's beside them, and pictures by name."""
     metrics: list[Metrics] = []
@@ -94,7 +94,7 @@ def _measured(
     return metrics, pictures
 
 
-def _pictures(model: Model, place: str, progress: Progress | None) -> dict[str, bytes]:
+def _pictures(model: Model, place: str, progress: OnImage | None) -> dict[str, bytes]:
     """Of every photo there."""
     with tempfile.TemporaryDirectory() as temporary:
         found = evaluate(model, *_folders(place), pictures=temporary, progress=progress)

@@ -49,7 +49,7 @@ _KEPT = 0.9  # of the weight of what was done, each time that another is done
 
 
 @dataclass
-class Line:
+class AdmissionQueue:
     """The pictures under way to one model. Who would wait longer than `longest_s` is refused.
 
     The wait is foretold from those that are done: while one is under way, all that was there when it came is done

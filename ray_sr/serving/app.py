@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig
 
 from ray_sr.serving.ingress import Ingress
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.replica import Generator
+from ray_sr.serving.replica import GeneratorReplica
 
 # The budgets of the ingress refuse before these do. Serve's own queues only have to be longer than any
 # burst: its counting refuses far below its nominal capacity.
@@ -46,7 +46,7 @@ def build(args: ServiceOptions | Mapping[str, Any]) -> Application:
     generators = []
     for number, model in enumerate(options.models, 1):
         name = "Generator" if number == 1 else f"Generator{number}"
-        generators.append(serve.deployment(name=name, **settings)(Generator).bind(options, model))
+        generators.append(serve.deployment(name=name, **settings)(GeneratorReplica).bind(options, model))
     return ingress_deployment().bind(options, *generators)
 
 

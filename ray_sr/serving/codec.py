@@ -13,7 +13,7 @@ from ray_sr.serving.options import Format, Metadata, ServiceLimits
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodeSettings:
     """What shall become of one picture. All is settled: no option is left open.
 
     The network enlarges `network_scale` times, whatever `scale` asks for; the rest is resizing.
@@ -43,7 +43,7 @@ def decode(data: bytes, accepted: images.Limits) -> images.Photo:
     return images.decode(data, accepted)
 
 
-def encode(photo: images.Photo, job: Job) -> Encoded:
+def encode(photo: images.Photo, job: EncodeSettings) -> Encoded:
     """The result in the asked format. Raises PhotoError and ResourceError."""
     data = images.encode(
         photo,

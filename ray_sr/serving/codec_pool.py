@@ -126,7 +126,7 @@ class CodecPool:
         failed = PhotoError("the decoder failed on this picture")
         return codec_protocol.unpack_photo(*await self._call(head, [data], slow, failed))
 
-    async def encode(self, photo: Photo, job: codec.Job) -> codec.Encoded:
+    async def encode(self, photo: Photo, job: codec.EncodeSettings) -> codec.Encoded:
         """The photo's bytes. Raises PhotoError and Problem."""
         pixels = photo.height * photo.width
         cpu_s = _ENCODE_CPU_S * max(1, pixels / _PIECE)

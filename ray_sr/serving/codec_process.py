@@ -25,7 +25,7 @@ def decode_head(accepted: Limits, memory: int, cpu_s: float) -> dict[str, Any]:
     return {"task": "decode", "accepted": asdict(accepted), "memory": memory, "cpu_s": cpu_s}
 
 
-def encode_head(photo_head: dict[str, Any], job: codec.Job, memory: int, cpu_s: float) -> dict[str, Any]:
+def encode_head(photo_head: dict[str, Any], job: codec.EncodeSettings, memory: int, cpu_s: float) -> dict[str, Any]:
     """Head of the message that asks for encoding; the photo's buffers go with it."""
     return {"task": "encode", "photo": photo_head, "job": asdict(job), "memory": memory, "cpu_s": cpu_s}
 
@@ -71,7 +71,7 @@ def _decode(head: dict[str, Any], buffers: list[bytearray]) -> Reply:
 
 
 def _encode(head: dict[str, Any], buffers: list[bytearray]) -> Reply:
-    job = codec.Job(**{**head["job"], "background": tuple(head["job"]["background"])})
+    job = codec.EncodeSettings(**{**head["job"], "background": tuple(head["job"]["background"])})
     encoded = codec.encode(codec_protocol.unpack_photo(head["photo"], buffers), job)
     size = {"width": encoded.width, "height": encoded.height, "warnings": encoded.warnings}
     return size, [encoded.data]

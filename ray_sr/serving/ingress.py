@@ -12,12 +12,12 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_sr import __version__
 from ray_sr.serving import job_routes, page, problems
-from ray_sr.serving.admission import Line
+from ray_sr.serving.admission import AdmissionQueue
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
 from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import picture_document, picture_headers
-from ray_sr.serving.router import Catalogue, Generators
+from ray_sr.serving.router import Catalogue, Router
 from ray_sr.serving.schemas import Models, Status, UpscaledPicture
 from ray_sr.serving.service import Service
 from ray_sr.serving.telemetry import Observed
@@ -36,8 +36,8 @@ class Ingress:
 
     def __init__(self, options: ServiceOptions, *generators: DeploymentHandle[Any]) -> None:
         handles = zip(options.model_ids, generators, strict=True)
-        line = partial(Line, options.limits.queue_s, options.max_replicas * options.requests_per_replica)
-        catalogue = Catalogue({name: Generators(handle, line()) for name, handle in handles})
+        line = partial(AdmissionQueue, options.limits.queue_s, options.max_replicas * options.requests_per_replica)
+        catalogue = Catalogue({name: Router(handle, line()) for name, handle in handles})
         self._service = Service(catalogue, options)
 
     def __del__(self) -> None:

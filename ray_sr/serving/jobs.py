@@ -26,8 +26,8 @@ from ray_sr.serving.schemas import JobState, JobStatus, ProblemDocument
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[float], None]
-Work = Callable[[bytes, UpscaleQuery, Progress], Awaitable[Answer]]
+OnProgress = Callable[[float], None]
+Work = Callable[[bytes, UpscaleQuery, OnProgress], Awaitable[Answer]]
 
 _ATTEMPTS = 5  # a job outlives replicas that end while they hold it
 _REMEMBERED = 4096  # ids of jobs that are gone, to tell them from those that never were
@@ -189,7 +189,7 @@ class Jobs:
             job.progress = 1.0
             self._end(job, "succeeded")
 
-    async def _try(self, job: Job, progress: Progress) -> Answer:
+    async def _try(self, job: Job, progress: OnProgress) -> Answer:
         """The work, begun anew where a replica or a codec process was lost or busy."""
         assert job.picture is not None
         picture = await asyncio.to_thread(os.pread, job.picture.fileno(), job.held, 0)

@@ -46,7 +46,7 @@ def _device(options: ServiceOptions) -> str:
     return "cpu" if options.device == "auto" and not options.gpus else options.device
 
 
-class Generator:
+class GeneratorReplica:
     """What runs in a replica. Knows nothing of HTTP; Serve calls its methods on the replica's event loop."""
 
     def __init__(self, options: ServiceOptions, model: str | None = None) -> None:

@@ -164,27 +164,27 @@ _JSON = "application/json"
 
 
 @dataclass(frozen=True)
-class Wish:
+class AcceptedResponse:
     """The format that Accept asks for, None where it leaves that open, and whether to put it into JSON."""
 
     format: Format | None
     as_json: bool = False
 
 
-def wish_of(accept: str, query: UpscaleQuery) -> Wish:
+def wish_of(accept: str, query: UpscaleQuery) -> AcceptedResponse:
     """What the header Accept asks for (RFC 9110, section 12.5.1); an explicit option `format` comes first.
 
     Raises Problem (not-acceptable).
     """
     for wanted in _media_ranges(accept or "*/*"):
         if wanted in ("*/*", "image/*"):
-            return Wish(None)
+            return AcceptedResponse(None)
         if wanted in _TYPES:
-            return Wish(_TYPES[wanted])
+            return AcceptedResponse(_TYPES[wanted])
         if wanted in (_JSON, "application/*"):
-            return Wish(None, as_json=True)
+            return AcceptedResponse(None, as_json=True)
     if query.format:
-        return Wish(None)
+        return AcceptedResponse(None)
     raise Problem("not-acceptable", f"Accept must allow one of {', '.join([*_TYPES, _JSON])}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 
-from ray_sr.serving.codec import Encoded, Job
+from ray_sr.serving.codec import Encoded, EncodeSettings
 from ray_sr.serving.schemas import ModelInfo, UpscaledPicture
 
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
@@ -16,7 +16,7 @@ class Answer:
     """What the response to one picture is made of; `seconds` of each stage in the order in which they ran."""
 
     encoded: Encoded
-    job: Job
+    job: EncodeSettings
     model: ModelInfo
     seconds: dict[str, float]
 

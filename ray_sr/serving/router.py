@@ -15,8 +15,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr.images import Photo
-from ray_sr.serving.admission import Line
-from ray_sr.serving.codec import Job
+from ray_sr.serving.admission import AdmissionQueue
+from ray_sr.serving.codec import EncodeSettings
 from ray_sr.serving.problems import Problem, problem_of
 from ray_sr.serving.schemas import ModelInfo, ScaleChanged, ServedModel, Upscaled
 
@@ -24,10 +24,10 @@ DESCRIBE_DEADLINE_S = 2.0
 FRESH_S = 2.0  # for so long a model's description is not asked for again
 
 
-class Generators:
+class Router:
     """The replicas of one model, and the line before them. Remembers the model that the last answer came from."""
 
-    def __init__(self, handle: DeploymentHandle[Any], line: Line) -> None:
+    def __init__(self, handle: DeploymentHandle[Any], line: AdmissionQueue) -> None:
         self.line = line
         # More than the replicas take at once wait here: waiting in Serve's router costs half of two cores.
         self._gate = asyncio.Semaphore(line.at_once)
@@ -51,7 +51,9 @@ class Generators:
         """The next `model` is asked of a replica."""
         self._model = None
 
-    async def upscale(self, photo: Photo, job: Job, progress: Callable[[float], None] | None = None) -> Upscaled:
+    async def upscale(
+        self, photo: Photo, job: EncodeSettings, progress: Callable[[float], None] | None = None
+    ) -> Upscaled:
         """The photo from a replica; with `progress` as a job, tile by tile.
 
         Raises Problem: overloaded, starting or internal, and ScaleChanged.
@@ -66,7 +68,9 @@ class Generators:
         self._model = result.model
         return result
 
-    async def _upscale(self, photo: Photo, job: Job, progress: Callable[[float], None] | None) -> Upscaled:
+    async def _upscale(
+        self, photo: Photo, job: EncodeSettings, progress: Callable[[float], None] | None
+    ) -> Upscaled:
         if progress is None:
             async with self._gate:
                 response = self._handle.upscale.remote(photo, job.scale, job.network_scale)
@@ -96,7 +100,7 @@ class Generators:
 class Catalogue:
     """All models that are served, by their id; the first is the default."""
 
-    def __init__(self, generators: Mapping[str, Generators]) -> None:
+    def __init__(self, generators: Mapping[str, Router]) -> None:
         self._generators = dict(generators)
 
     async def models(self) -> list[ServedModel]:
@@ -106,7 +110,7 @@ class Catalogue:
             ServedModel(id=name, **info.model_dump()) for name, info in zip(self._generators, infos, strict=True)
         ]
 
-    async def pick(self, asked: str | None) -> Generators:
+    async def pick(self, asked: str | None) -> Router:
         """The replicas of the model of this id, name or name@version. Raises Problem (invalid-parameter)."""
         if asked is None:
             return next(iter(self._generators.values()))

@@ -15,15 +15,15 @@ from starlette.requests import Request
 from ray_sr import images
 from ray_sr.images.headers import Header
 from ray_sr.serving import codec
-from ray_sr.serving.admission import Budget, Lease, Line
+from ray_sr.serving.admission import AdmissionQueue, Budget, Lease
 from ray_sr.serving.codec_pool import CodecPool
-from ray_sr.serving.jobs import Job, Jobs, Progress
+from ray_sr.serving.jobs import Job, Jobs, OnProgress
 from ray_sr.serving.keys import Client, KeyRing
 from ray_sr.serving.options import Format, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.requests import Wish, picture_in, read_body, wish_of
+from ray_sr.serving.requests import AcceptedResponse, picture_in, read_body, wish_of
 from ray_sr.serving.responses import Answer
-from ray_sr.serving.router import Catalogue, Generators
+from ray_sr.serving.router import Catalogue, Router
 from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.telemetry import Metrics, open_access_log
 
@@ -55,7 +55,9 @@ class Service:
         """Ends the codec processes."""
         self._codec.close()
 
-    async def upscale(self, request: Request, query: UpscaleQuery, client: Client) -> tuple[Answer, Wish]:
+    async def upscale(
+        self, request: Request, query: UpscaleQuery, client: Client
+    ) -> tuple[Answer, AcceptedResponse]:
         """The answer to one picture, and the form that it was asked in. Raises Problem and PhotoError."""
         accept = request.headers.get("accept", "")
         wish = wish_of(accept, query)
@@ -87,7 +89,7 @@ class Service:
             limits = self.limits.of_jobs()
             header = await self._in_thread(measure, data, limits)
             generators = await self.catalogue.pick(query.model)
-            job = settle(query, await generators.model())
+            job = resolve(query, await generators.model())
             pixels = check_result(header, job, limits)
             # Asked again, since the same request may have come a second time meanwhile.
             known = self.jobs.repeated(client.name, key, data, query)
@@ -96,7 +98,7 @@ class Service:
             client.charge(pixels)
             return self.jobs.begin(client.name, key, data, query)
 
-    async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
+    async def _work_on_job(self, data: bytes, query: UpscaleQuery, progress: OnProgress) -> Answer:
         return await self._work(data, query, self.limits.of_jobs(), None, progress)
 
     def _count_job(self, state: str) -> None:
@@ -114,13 +116,13 @@ class Service:
         query: UpscaleQuery,
         limits: ServiceLimits,
         admission: _Admission | None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Answer:
         seconds: dict[str, float] = {}
         with _timed(seconds, "decode"):
             header = await self._in_thread(measure, data, limits)
             generators = await self.catalogue.pick(query.model)
-            job = settle(query, await generators.model())
+            job = resolve(query, await generators.model())
             pixels = check_result(header, job, limits)
         with admission.of(pixels, generators.line) if admission else nullcontext():
             self.metrics.in_flight.set(self._pixels.taken)
@@ -151,7 +153,7 @@ class _Admission:
         self._client = client
 
     @contextmanager
-    def of(self, pixels: int, line: Line) -> Iterator[None]:
+    def of(self, pixels: int, line: AdmissionQueue) -> Iterator[None]:
         """Under way for the block. Raises Problem: overloaded or rate-limited."""
         with line.place(pixels):
             self._lease.add(pixels)
@@ -160,15 +162,19 @@ class _Admission:
 
 
 async def _upscaled(
-    generators: Generators, photo: images.Photo, query: UpscaleQuery, job: codec.Job, progress: Progress | None
-) -> tuple[codec.Job, Upscaled]:
+    generators: Router,
+    photo: images.Photo,
+    query: UpscaleQuery,
+    job: codec.EncodeSettings,
+    progress: OnProgress | None,
+) -> tuple[codec.EncodeSettings, Upscaled]:
     """The photo from a replica. Where another model has taken over meanwhile, the query is settled by that one."""
     for _ in range(_TAKE_OVERS):
         try:
             return job, await generators.upscale(photo, job, progress)
         except ScaleChanged:
             generators.forget()
-            job = settle(query, await generators.model())
+            job = resolve(query, await generators.model())
     raise Problem("starting", "the model is being exchanged; try again soon")
 
 
@@ -188,7 +194,7 @@ def measure(data: bytes, limits: ServiceLimits) -> Header:
     return header
 
 
-def check_result(header: Header, job: codec.Job, limits: ServiceLimits) -> int:
+def check_result(header: Header, job: codec.EncodeSettings, limits: ServiceLimits) -> int:
     """Pixels that the network will make. Raises PhotoError and Problem where the result is over a limit."""
     images.check_result_size(job.format, round(header.width * job.scale), round(header.height * job.scale))
     width, height = header.width * job.network_scale, header.height * job.network_scale
@@ -198,7 +204,7 @@ def check_result(header: Header, job: codec.Job, limits: ServiceLimits) -> int:
     return width * height
 
 
-def settle(query: UpscaleQuery, model: ModelInfo) -> codec.Job:
+def resolve(query: UpscaleQuery, model: ModelInfo) -> codec.EncodeSettings:
     """The query with its open ends closed by the model. Raises Problem where the model cannot do it."""
     scale = float(model.scale) if query.scale is None else query.scale
     if scale > model.scale:
@@ -208,12 +214,12 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.Job:
     assert query.format is not None
     assert query.format != "same"
     red, green, blue = bytes.fromhex(query.background)
-    return codec.Job(
+    return codec.EncodeSettings(
         scale, model.scale, query.format, query.quality, query.lossless, (red, green, blue), query.metadata
     )
 
 
-def _with_format(query: UpscaleQuery, wish: Wish, data: bytes) -> UpscaleQuery:
+def _with_format(query: UpscaleQuery, wish: AcceptedResponse, data: bytes) -> UpscaleQuery:
     """The query with the format settled: the option, else what Accept asks for, else png."""
     format: str | None = query.format or wish.format or "png"
     if format == "same":

@@ -29,7 +29,7 @@ _CREDENTIALS = {
 _REFUSED = re.compile(r"ACCESS_DENIED|Forbidden|Unauthorized|40[13]|credential|permission|Anonymous", re.IGNORECASE)
 
 
-def place_of(name: str | os.PathLike[str]) -> str:
+def resolve_location(name: str | os.PathLike[str]) -> str:
     """Where shards, a run, a sweep or the model store lie: a URI or an absolute path.
 
     A relative name lies below $RAY_SR_STORAGE (a folder, NFS share or bucket), else below the current folder.
@@ -55,7 +55,7 @@ def store_root() -> str:
     """Where the model store is unless somebody says otherwise."""
     if store := os.environ.get("RAY_SR_STORE"):
         return store
-    return place_of("models") if STORAGE in os.environ else DEFAULT_STORE
+    return resolve_location("models") if STORAGE in os.environ else DEFAULT_STORE
 
 
 def open_filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:

@@ -83,7 +83,7 @@ class Store:
         self._filesystem, path = open_filesystem(self.root)
         self._path = path.rstrip("/")
         # Where models are looked for that are not here.
-        self._further = None if self.root == str(SHIPPED) else Store(SHIPPED)
+        self._fallback = None if self.root == str(SHIPPED) else Store(SHIPPED)
 
     # ------------------------------------------------------------------------------------- publishing
 
@@ -196,8 +196,8 @@ class Store:
         What this store does not hold may be one of the shipped models.
         """
         found = self._show(ref)
-        if found is None and self._further:
-            found = self._further._show(ref)
+        if found is None and self._fallback:
+            found = self._fallback._show(ref)
         return found or self._unknown(ref)
 
     def _show(self, ref: str) -> ModelRecord | None:
@@ -212,7 +212,7 @@ class Store:
     def load(self, ref: str) -> Model:
         """The generator that `ref` means (see show), with its sha256 checked. Raises ModelError."""
         record = self.show(ref)
-        store = self if self._further is None or self._holds(record) else self._further
+        store = self if self._fallback is None or self._holds(record) else self._fallback
         return _load_published(store._filesystem, store._folder(record.name, record.version), record)
 
     def channels(self) -> dict[str, Channel]:
@@ -241,14 +241,14 @@ class Store:
 
     def _published(self, name: str, version: str) -> ModelRecord | None:
         found = _read_record(self._filesystem, self._folder(name, version))
-        return self._further._published(name, version) if found is None and self._further else found
+        return self._fallback._published(name, version) if found is None and self._fallback else found
 
     def _holds(self, record: ModelRecord) -> bool:
         return _read_record(self._filesystem, self._folder(record.name, record.version)) is not None
 
     def _unknown(self, ref: str) -> NoReturn:
         """Raise ModelError with what there is instead."""
-        own, shipped = self._names(), self._further._names() if self._further else []
+        own, shipped = self._names(), self._fallback._names() if self._fallback else []
         close = difflib.get_close_matches(ref, [*own, *shipped, BUILT_IN], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         said = f"it holds {_some(own)}" if own else "it is empty; ray-sr models publish fills it"

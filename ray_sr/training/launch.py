@@ -29,12 +29,12 @@ from ray_sr.images import write_bytes
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.recipes.reader import recipe_yaml
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import first_line, place_of
+from ray_sr.storage import first_line, resolve_location
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
 from ray_sr.training.trackers import Trackers, check_trackers
-from ray_sr.training.warm_start import Start, start_from
+from ray_sr.training.warm_start import InitialWeights, initial_weights
 from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
@@ -82,7 +82,7 @@ def train(
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
-    start = start_from(recipe.init, recipe) if recipe.init else None
+    start = initial_weights(recipe.init, recipe) if recipe.init else None
     with run.held():
         facts = _write_facts(recipe, run, place, digest, start)
         shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
@@ -128,7 +128,7 @@ def _shards_of(recipe: Recipe, shards: str | None) -> str:
     place = shards or recipe.data.shards
     if place is None:
         raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return place_of(place)
+    return resolve_location(place)
 
 
 def _check_run(run: Run, resume: bool) -> None:
@@ -180,7 +180,9 @@ def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     )
 
 
-def _write_facts(recipe: Recipe, run: Run, shards: str, digest: str, start: Start | None) -> dict[str, Any]:
+def _write_facts(
+    recipe: Recipe, run: Run, shards: str, digest: str, start: InitialWeights | None
+) -> dict[str, Any]:
     facts = {
         "ray_sr": __version__,
         "ray": ray.__version__,

@@ -111,7 +111,7 @@ class BufferGuard:
             torch.where(bad > 0, before, buffer, out=buffer)
 
 
-def average_decay(decay: float, step: int) -> float:
+def ema_decay(decay: float, step: int) -> float:
     """Decay of the averaged generator at a step (from 0): lower at first, so that the first weights fade.
 
     As TensorFlow's ExponentialMovingAverage has it: with 0.999 throughout, 37 % of the weights of step 0 would
@@ -120,7 +120,7 @@ def average_decay(decay: float, step: int) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def average_weights(average: nn.Module, model: nn.Module, decay: float) -> None:
+def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Move `average` towards `model`: parameters and floating buffers (BatchNorm statistics) alike."""
     pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
     floating = [(old, new) for old, new in pairs if old.is_floating_point()]

@@ -45,7 +45,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a run will take; validations and checkpoints come on top of the seconds of its steps."""
 
     stages: list[StagePlan]
@@ -83,7 +83,7 @@ def plan(
     shards: str | None = None,
     hourly: float | None = None,
     listen: Callable[[Record], None] = lambda record: None,
-) -> Plan:
+) -> TrainingPlan:
     """Measure up to 50 steps of each stage in a temporary run; Ray must be running."""
     short = _shortened(recipe)
     with _temporary_run() as run:
@@ -96,7 +96,7 @@ def plan(
     ]
     workers = recipe.training.workers
     units = workers if start["compute"].startswith("CPU") else workers * recipe.training.gpus_per_worker
-    return Plan(stages, workers, units, start["compute"], hourly)
+    return TrainingPlan(stages, workers, units, start["compute"], hourly)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ class Notice:
 
 
 @dataclass
-class Notices:
+class PreemptionWatcher:
     """Looks every few seconds, at the same steps on all workers: looking is a barrier, and so is a checkpoint.
 
     `agree` gives rank 0's number to all.

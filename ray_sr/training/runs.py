@@ -19,7 +19,7 @@ from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import write_bytes
 from ray_sr.recipes.reader import load_recipe
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import exists, first_line, open_filesystem, place_of, read_file
+from ray_sr.storage import exists, first_line, open_filesystem, read_file, resolve_location
 from ray_sr.storage.lock import locked
 from ray_sr.training.mirror import CHECKPOINTS, Mirror
 from ray_sr.training.monitor import Record, read_journal
@@ -38,7 +38,7 @@ class Run:
     @classmethod
     def at(cls, folder: str | Path) -> Run:
         """The run at a folder or URI (below RAY_SR_STORAGE where that is set), as it is there now."""
-        place = place_of(folder)
+        place = resolve_location(folder)
         if "://" not in place:
             return cls(Path(place))
         mirror = Mirror.of(place)

@@ -20,7 +20,7 @@ from ray_sr.models.weights import encode_weights, load_strict
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
-from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights
+from ray_sr.training.optimizer import GuardedOptimizer, ema_decay, update_ema
 
 StageName = Literal["pretrain", "gan"]
 STATE_FILE = "state.pt"
@@ -57,7 +57,7 @@ class TrainState:
         if recipe.gan and recipe.discriminator:
             critic = build_discriminator(recipe.discriminator, recipe.data.crop, recipe.value_range)
             self.discriminator = compute.place(critic)
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.pretrained: dict[str, torch.Tensor] | None = None
         self.generator_optimizer: GuardedOptimizer | None = None
         self.discriminator_optimizer: GuardedOptimizer | None = None
@@ -81,21 +81,21 @@ class TrainState:
         return self.step >= self.recipe.total_steps
 
     def load_generator(self, weights: dict[str, torch.Tensor]) -> None:
-        """Start from the weights of a published generator; what it lacks stays as it was drawn."""
+        """InitialWeights from the weights of a published generator; what it lacks stays as it was drawn."""
         whole = {**self.generator.state_dict(), **weights}
         load_strict(self.generator, whole)
-        load_strict(self.average, whole)
+        load_strict(self.ema, whole)
 
     def advance(self) -> bool:
         """Count a finished step and average the weights. True where the next step begins another stage."""
-        decay = average_decay(self.recipe.training.ema, self.step)
-        average_weights(self.average, self.generator, decay)
+        decay = ema_decay(self.recipe.training.ema, self.step)
+        update_ema(self.ema, self.generator, decay)
         before = self.stage
         self.step += 1
         if self.done or self.stage == before:
             return False
-        self.pretrained = {name: value.clone() for name, value in self.average.state_dict().items()}
-        self.generator.load_state_dict(self.average.state_dict())
+        self.pretrained = {name: value.clone() for name, value in self.ema.state_dict().items()}
+        self.generator.load_state_dict(self.ema.state_dict())
         self._enter_stage()
         return True
 
@@ -134,7 +134,7 @@ class TrainState:
         self.best = saved["best"]
         self._enter_stage()
         load_strict(self.generator, saved["generator"], str(path))
-        load_strict(self.average, saved["average"], str(path))
+        load_strict(self.ema, saved["average"], str(path))
         self.pretrained = saved["pretrained"]
         if self.discriminator is not None:
             load_strict(self.discriminator, saved["discriminator"], str(path))
@@ -152,7 +152,7 @@ class TrainState:
             "best": self.best,
             "recipe": self.recipe.dump(),
             "generator": of(self.generator),
-            "average": of(self.average),
+            "average": of(self.ema),
             "pretrained": self.pretrained,
             "discriminator": of(self.discriminator),
             "generator_optimizer": of(self.generator_optimizer),

@@ -1,6 +1,6 @@
 """One training step of each stage, in pure torch: batches in, losses out, weights moved.
 
-A batch may come in parts, one after another: gradients add up over them and the workers exchange them once.
+A batch may come in micro-batches, one after another: gradients add up over them and the workers exchange them once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from ray_sr.training.optimizer import BufferGuard, GuardedOptimizer
 Losses = dict[str, Tensor]
 
 
-class Part:
+class MicroBatch:
     """LR and HR float32 N×3×h×w in [0, 1] that a worker computes at once.
 
-    Dropout and label noise follow from `seed`, whichever worker has the part. `share` is the number of workers
-    over that of all parts of the step, because workers exchange the mean of their gradients.
+    Dropout and label noise follow from `seed`, whichever worker has the micro-batch. `share` is the
+    number of workers over that of all micro-batches of the step, because workers exchange the mean of their
+    gradients.
     """
 
     def __init__(self, lr: Tensor, hr: Tensor, seed: int = 0, share: float = 1.0) -> None:
@@ -50,19 +51,19 @@ class PretrainStep:
     def optimizers(self) -> list[GuardedOptimizer]:
         return [self.optimizer]
 
-    def run(self, parts: Sequence[Part], number: int) -> Losses:
+    def run(self, micros: Sequence[MicroBatch], number: int) -> Losses:
         """One update; `number` counts the steps of the stage from 0."""
         self.guard.remember()
         self.optimizer.zero_grad()
         means = Means()
-        for part, exchange in last_exchanges(parts, self.generator):
+        for micro, exchange in sync_on_last(micros, self.generator):
             with exchange:
-                torch.manual_seed(part.seed)
+                torch.manual_seed(micro.seed)
                 with self.compute.autocast():
-                    sr = self.generator(part.lr)
-                    terms = content_terms(self.losses, sr, part.hr)
+                    sr = self.generator(micro.lr)
+                    terms = content_terms(self.losses, sr, micro.hr)
                 total = weighted_sum(self.losses, terms)
-                (part.share * total).backward()
+                (micro.share * total).backward()
             means.add({"g_total": total, **_named(self.losses, terms)})
         self.optimizer.step(number)
         self.guard.restore_where(self.optimizer.not_finite)
@@ -70,7 +71,7 @@ class PretrainStep:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class DiscriminatorOutput:
     """The generated photos, cut off from the generator's graph, and what the discriminator says of them.
 
     `fake` has a graph to the discriminator's weights and to `photos`. `real` has none, and is None where the
@@ -81,9 +82,9 @@ class Judgement:
     fake: Tensor
     real: Tensor | None
 
-    def without_graph(self) -> Judgement:
-        """The photos with what was said of them, for a later judgement of the same photos."""
-        return Judgement(self.photos.detach(), self.fake.detach(), self.real)
+    def without_graph(self) -> DiscriminatorOutput:
+        """The photos with what was said of them, for a later output of the same photos."""
+        return DiscriminatorOutput(self.photos.detach(), self.fake.detach(), self.real)
 
 
 class GanStep:
@@ -92,8 +93,8 @@ class GanStep:
     The generator's loss and the first update of the discriminator see the same photos by the same weights:
     they share one forward pass. The discriminator's losses of fake and real photos are backpropagated apart,
     the first without synchronisation: one all-reduce, and no BatchNorm buffer changes under a graph that is
-    still needed. Of a batch in parts only the photos are kept between the two updates, which saves the memory
-    that parts are for.
+    still needed. Of several micro-batches only the photos are kept between the two updates, which saves the
+    memory that they are for.
     """
 
     def __init__(
@@ -117,57 +118,61 @@ class GanStep:
     def optimizers(self) -> list[GuardedOptimizer]:
         return [self.generator_optimizer, self.discriminator_optimizer]
 
-    def run(self, parts: Sequence[Part], number: int) -> Losses:
+    def run(self, micros: Sequence[MicroBatch], number: int) -> Losses:
         """One generator update, then `critic_updates` of the discriminator on the same photos."""
         self.guard.remember()
-        judgements, means = self._update_generator(parts, number)
+        outputs, means = self._update_generator(micros, number)
         losses = means.read()
         for update in range(self.spec.critic_updates):
-            judged: Iterable[Judgement] = judgements
-            if update or len(parts) > 1:
-                judged = (self._judge(old.photos, part.hr) for old, part in zip(judgements, parts, strict=True))
-            losses.update(self._update_discriminator(parts, judged, number))
+            judged: Iterable[DiscriminatorOutput] = outputs
+            if update or len(micros) > 1:
+                judged = (self._judge(old.photos, micro.hr) for old, micro in zip(outputs, micros, strict=True))
+            losses.update(self._update_discriminator(micros, judged, number))
         self.guard.restore_where(self.generator_optimizer.not_finite + self.discriminator_optimizer.not_finite)
         return losses
 
-    def _update_generator(self, parts: Sequence[Part], number: int) -> tuple[list[Judgement], Means]:
+    def _update_generator(
+        self, micros: Sequence[MicroBatch], number: int
+    ) -> tuple[list[DiscriminatorOutput], Means]:
         self.generator_optimizer.zero_grad()
-        judgements, means = [], Means()
-        for part, exchange in last_exchanges(parts, self.generator):
+        outputs, means = [], Means()
+        for micro, exchange in sync_on_last(micros, self.generator):
             with exchange:
-                torch.manual_seed(part.seed)
-                judgement, losses = self._pull_generator(part)
-            judgements.append(judgement if len(parts) == 1 else judgement.without_graph())
+                torch.manual_seed(micro.seed)
+                output, losses = self._pull_generator(micro)
+            outputs.append(output if len(micros) == 1 else output.without_graph())
             means.add(losses)
         self.generator_optimizer.step(number)
-        return judgements, means
+        return outputs, means
 
-    def _pull_generator(self, part: Part) -> tuple[Judgement, Losses]:
-        """Add the gradients of a part to the generator's."""
+    def _pull_generator(self, micro: MicroBatch) -> tuple[DiscriminatorOutput, Losses]:
+        """Add the gradients of a micro-batch to the generator's."""
         with self.compute.autocast():
-            sr = self.generator(part.lr)
-            terms = content_terms(self.losses, sr, part.hr)
-        judgement = self._judge(sr, part.hr)
-        adversarial = self.adversarial.generator_loss(judgement.fake, judgement.real)
+            sr = self.generator(micro.lr)
+            terms = content_terms(self.losses, sr, micro.hr)
+        output = self._judge(sr, micro.hr)
+        adversarial = self.adversarial.generator_loss(output.fake, output.real)
         weighted = self.spec.weight * adversarial
         # The discriminator's graph is kept for its own update, the generator's is not.
-        (pull,) = torch.autograd.grad(weighted, judgement.photos, retain_graph=True)
+        (pull,) = torch.autograd.grad(weighted, output.photos, retain_graph=True)
         content = weighted_sum(self.losses, terms)
-        (part.share * (content + (sr * pull).sum())).backward()
+        (micro.share * (content + (sr * pull).sum())).backward()
         losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
-        return judgement, losses
+        return output, losses
 
-    def _judge(self, sr: Tensor, hr: Tensor) -> Judgement:
+    def _judge(self, sr: Tensor, hr: Tensor) -> DiscriminatorOutput:
         critic, photos = bare(self.discriminator), sr.detach().requires_grad_()
         with self.compute.autocast():
             real = self._without_graph(critic, hr) if self.adversarial.needs_both else None
-            return Judgement(photos, critic(photos), real)
+            return DiscriminatorOutput(photos, critic(photos), real)
 
-    def _update_discriminator(self, parts: Sequence[Part], judgements: Iterable[Judgement], number: int) -> Losses:
+    def _update_discriminator(
+        self, micros: Sequence[MicroBatch], outputs: Iterable[DiscriminatorOutput], number: int
+    ) -> Losses:
         self.discriminator_optimizer.zero_grad()
         means = Means()
-        for (part, exchange), judgement in zip(last_exchanges(parts, self.discriminator), judgements, strict=True):
-            means.add(self._pull_discriminator(part, judgement, exchange))
+        for (micro, exchange), output in zip(sync_on_last(micros, self.discriminator), outputs, strict=True):
+            means.add(self._pull_discriminator(micro, output, exchange))
         losses = means.read()
         self.discriminator_optimizer.step(number, skip=self._is_to_pause(losses))
         if self.spec.weight_clip is not None:
@@ -175,24 +180,24 @@ class GanStep:
         return losses
 
     def _pull_discriminator(
-        self, part: Part, judgement: Judgement, exchange: AbstractContextManager[None]
+        self, micro: MicroBatch, output: DiscriminatorOutput, exchange: AbstractContextManager[None]
     ) -> Losses:
-        """Add the gradients of a part to the discriminator's."""
+        """Add the gradients of a micro-batch to the discriminator's."""
         critic, loss = self.discriminator, self.adversarial
         losses: Losses = {}
         with no_sync(critic):
-            fake = loss.fake_loss(judgement.fake, judgement.real, part.noise)
-            (part.share * fake).backward(inputs=list(bare(critic).parameters()))
+            fake = loss.fake_loss(output.fake, output.real, micro.noise)
+            (micro.share * fake).backward(inputs=list(bare(critic).parameters()))
             if self.spec.gradient_penalty:
-                penalty = loss.gradient_penalty(bare(critic), part.hr, judgement.photos, part.noise)
-                (part.share * self.spec.gradient_penalty * penalty).backward()
+                penalty = loss.gradient_penalty(bare(critic), micro.hr, output.photos, micro.noise)
+                (micro.share * self.spec.gradient_penalty * penalty).backward()
                 losses["d_penalty"] = penalty
-        fake_logits = judgement.fake.detach()
+        fake_logits = output.fake.detach()
         with exchange:
             with self.compute.autocast():
-                real_logits = critic(part.hr)
-                real = loss.real_loss(real_logits, fake_logits if loss.needs_both else None, part.noise)
-            (part.share * real).backward()
+                real_logits = critic(micro.hr)
+                real = loss.real_loss(real_logits, fake_logits if loss.needs_both else None, micro.noise)
+            (micro.share * real).backward()
         seen_real, seen_fake = loss.accuracy(real_logits.detach(), fake_logits)
         return {**losses, "d_loss": real + fake, "d_accuracy_real": seen_real, "d_accuracy_fake": seen_fake}
 
@@ -216,7 +221,7 @@ class GanStep:
 
 
 class Means:
-    """Means of losses over the parts of a batch, detached and left on their device."""
+    """Means of losses over the micro-batches of a batch, detached and left on their device."""
 
     def __init__(self) -> None:
         self._sums: Losses = {}
@@ -255,10 +260,12 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
-def last_exchanges(parts: Sequence[Part], module: nn.Module) -> Iterator[tuple[Part, AbstractContextManager[None]]]:
-    """Each part with the context to compute it in: workers exchange gradients in the last one alone."""
-    for part in parts:
-        yield part, nullcontext() if part is parts[-1] else no_sync(module)
+def sync_on_last(
+    micros: Sequence[MicroBatch], module: nn.Module
+) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
+    """Each micro-batch with the context to compute it in: workers exchange gradients in the last one alone."""
+    for micro in micros:
+        yield micro, nullcontext() if micro is micros[-1] else no_sync(module)
 
 
 def _named(losses: Sequence[ContentLoss], terms: Sequence[Tensor]) -> Losses:

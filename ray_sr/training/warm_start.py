@@ -14,7 +14,7 @@ from ray_sr.store import load_model
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialWeights:
     """`weights` of the model `ref` (NAME@VERSION); the generator's own of the names in `new` stay as drawn."""
 
     ref: str
@@ -25,7 +25,7 @@ class Start:
         return f"{self.ref}, but for {', '.join(self.new)}" if self.new else self.ref
 
 
-def start_from(ref: str, recipe: Recipe) -> Start:
+def initial_weights(ref: str, recipe: Recipe) -> InitialWeights:
     """What the model gives to the recipe's generator: all, or what fits where only the scale is another.
 
     A network for x2 is a good start for x4 and saves most of its training (EDSR, arXiv 1707.02921, section
@@ -44,4 +44,4 @@ def start_from(ref: str, recipe: Recipe) -> Start:
     with torch.device("meta"):
         own = build_generator(ours).state_dict()
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
-    return Start(f"{model.name}@{model.version}", fitting, [name for name in own if name not in fitting])
+    return InitialWeights(f"{model.name}@{model.version}", fitting, [name for name in own if name not in fitting])

@@ -17,7 +17,7 @@ from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
 from ray_sr.cluster import capacity, missing_here, not_shared
-from ray_sr.data.batches import Batch, made_by_tasks, made_here, spare_threads
+from ray_sr.data.batches import Batch, local_batches, ray_data_batches, spare_threads
 from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError, ResourceError
 from ray_sr.losses import build_content_losses
@@ -26,9 +26,9 @@ from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import open_filesystem
 from ray_sr.training import checkpoints
 from ray_sr.training.compute import Compute
-from ray_sr.training.preemption import Notices
+from ray_sr.training.preemption import PreemptionWatcher
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, Part, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
 from ray_sr.training.validation import Validator
 
@@ -102,7 +102,7 @@ class Worker:
         self._restore(config)
         self.first_row, self.segment_rows = self.state.step * self.rows, config["segment_rows"]
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
-        self.notices = Notices(self.state.step, self._agree)
+        self.notices = PreemptionWatcher(self.state.step, self._agree)
         self.meter = Meter()
         self.wait = 0.0
         self.number = 0
@@ -121,7 +121,7 @@ class Worker:
             ending = stage_ended or self.state.done
             stopping = self._log(ending)
             metrics = self._validate(ending)
-            going = self._heed_notice()
+            going = self._check_preemption()
             self._checkpoint(metrics, ending or stopping or going)
             if stage_ended:
                 self.step = self._build_step()
@@ -193,10 +193,10 @@ class Worker:
     def _batches(self) -> Iterator[Batch]:
         pinned = self.compute.device.type == "cuda"
         if self.stream.by_tasks:
-            return made_by_tasks(self.stream, ray.train.get_dataset_shard("train"), pinned, self._begin_again)
+            return ray_data_batches(self.stream, ray.train.get_dataset_shard("train"), pinned, self._begin_again)
         first = self.first_row + (self.rank - self.first_row) % self.world
         threads = spare_threads(self.recipe.training.cpus_per_worker)
-        return made_here(self.stream, first, self.world, threads, pinned)
+        return local_batches(self.stream, first, self.world, threads, pinned)
 
     def _begin_again(self, times: int) -> bool:
         """The tasks have made their rows: let them make the next ones, when all workers have asked for them."""
@@ -204,7 +204,7 @@ class Worker:
             ray.get(self.monitor.begin_at.remote(self.first_row + times * self.segment_rows))
         return True
 
-    def _next_parts(self, batches: Iterator[Batch]) -> list[Part]:
+    def _next_parts(self, batches: Iterator[Batch]) -> list[MicroBatch]:
         """This worker's parts of the step: the rows whose number leaves its rank when divided by the world.
 
         So all rows of a step are used whatever the number of workers at hand, and each gets as many in the end.
@@ -214,7 +214,7 @@ class Worker:
         mine = [row for row in range(begin, begin + self.rows) if row % self.world == self.rank]
         return [self._part(batches, row, row - begin) for row in mine]
 
-    def _part(self, batches: Iterator[Batch], row: int, number: int) -> Part:
+    def _part(self, batches: Iterator[Batch], row: int, number: int) -> MicroBatch:
         began = time.perf_counter()
         batch = next(batches, None)
         self.wait += time.perf_counter() - began
@@ -224,9 +224,9 @@ class Worker:
             raise RuntimeError(f"the data stream is at row {batch.row}, training at {row}")
         seed = step_seed(self.recipe.seed, number, self.state.step)
         lr, hr = self.compute.to_input(batch.lr), self.compute.to_input(batch.hr)
-        return Part(lr, hr, seed, self.world / self.rows)
+        return MicroBatch(lr, hr, seed, self.world / self.rows)
 
-    def _train_step(self, parts: list[Part]) -> bool:
+    def _train_step(self, parts: list[MicroBatch]) -> bool:
         self.number = self.state.step_of_stage
         losses = self.step.run(parts, self.number)
         self.meter.add(losses, self.wait)
@@ -268,7 +268,7 @@ class Worker:
         distributed.broadcast(shared, src=0)
         return float(shared)
 
-    def _heed_notice(self) -> bool:
+    def _check_preemption(self) -> bool:
         """Whether a node is to go, as was not known before: a checkpoint is due while it is there."""
         notice = self.notices.new(self.state.step)
         if notice is None:
@@ -283,7 +283,7 @@ class Worker:
             return {}
         if not ending and self.state.step % self.recipe.validation.every:
             return {}
-        metrics, sample = self.validator.run(self.state.average)
+        metrics, sample = self.validator.run(self.state.ema)
         if self.rank == 0:
             self._keep_if_best(metrics["psnr_y"])
             record = {"event": "validation", "step": self.state.step, "stage": self.stage, **metrics}
@@ -298,7 +298,7 @@ class Worker:
         scores.sort(reverse=True)
         del scores[self.recipe.training.keep_best :]
         if psnr_y in scores:
-            weights = encode_weights(self.state.average.state_dict(), self.recipe.network)
+            weights = encode_weights(self.state.ema.state_dict(), self.recipe.network)
             record = {"event": "best", "step": self.state.step, "stage": self.stage, "weights": weights}
             self.monitor.log.remote({**record, "psnr_y": psnr_y})
 

@@ -18,7 +18,7 @@ from ray_sr.tuning.trial_recipe import with_values
 SECONDS_BETWEEN_NOTES = 5.0
 
 
-class Ledger(tune.Callback):
+class SweepCallback(tune.Callback):
     """Hears Tune in the driver. The only writer of the cards, and who ends the sweep when its budget is spent."""
 
     def __init__(

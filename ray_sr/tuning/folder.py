@@ -19,7 +19,7 @@ from ray_sr.images import write_bytes
 from ray_sr.recipes.reader import load_recipe, recipe_yaml
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.recipes.section import Section
-from ray_sr.storage import first_line, place_of
+from ray_sr.storage import first_line, resolve_location
 from ray_sr.training.runs import Run
 from ray_sr.tuning.space import Space, Values
 
@@ -85,7 +85,7 @@ class SweepFolder:
 
     @classmethod
     def at(cls, folder: str | Path) -> SweepFolder:
-        place = place_of(folder)
+        place = resolve_location(folder)
         if "://" in place:
             raise RecipeError(
                 f"{place}: the trials of a sweep lock files: give a folder, shared by NFS where nodes are"

@@ -28,7 +28,7 @@ def make_scheduler(space: Space, recipe: Recipe, sweep: SweepFolder, past: Mappi
         grace = space.scheduler.grace or max(every, round(steps / space.scheduler.reduction**2))
         return FileASHA(sweep, steps, grace, space.scheduler.reduction, past)
     if space.scheduler.kind == "pbt":
-        return KeepingPBT(space, space.scheduler.interval or max(every, steps // 8))
+        return FolderPBT(space, space.scheduler.interval or max(every, steps // 8))
     return FIFOScheduler()
 
 
@@ -58,7 +58,7 @@ class _Ended:
     trial_id: str
 
 
-class KeepingPBT(PopulationBasedTraining):
+class FolderPBT(PopulationBasedTraining):
     """Population based training whose trials keep their folder and their ranges when they take over a state."""
 
     def __init__(self, space: Space, interval: int) -> None:

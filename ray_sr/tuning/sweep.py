@@ -25,11 +25,11 @@ from ray_sr.images import write_bytes
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.publishing import publish_run
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import place_of
+from ray_sr.storage import resolve_location
 from ray_sr.store import ModelRecord, Store
 from ray_sr.training.launch import Interrupted
 from ray_sr.tuning.budget import check_budget, gpus_of_trial, trials_at_once
-from ray_sr.tuning.callback import Ledger, spent_budget
+from ray_sr.tuning.callback import SweepCallback, spent_budget
 from ray_sr.tuning.folder import SweepCard, SweepFolder, TrialCard
 from ray_sr.tuning.plots import draw_all
 from ray_sr.tuning.progress import SweepProgress
@@ -99,7 +99,7 @@ def run_sweep(sweep: SweepFolder, *, concurrent: int | None = None, quiet: bool 
         left = _left(space, cards)
         if left:
             progress.say(_greeting(space, recipe, len(ended), len(left), at_once))
-            ledger = Ledger(sweep, recipe, space.budget, gpus_of_trial(recipe), progress)
+            ledger = SweepCallback(sweep, recipe, space.budget, gpus_of_trial(recipe), progress)
             with _interruptible(sweep, progress):
                 _fit(sweep, space, recipe, left, ended, at_once, ledger)
             ledger.note()
@@ -161,7 +161,7 @@ def _shards_of(recipe: Recipe, shards: str | None) -> str:
     place = shards or recipe.data.shards
     if place is None:
         raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return place_of(place)
+    return resolve_location(place)
 
 
 # --------------------------------------------------------------------------------------------------- Tune
@@ -174,7 +174,7 @@ def _fit(
     left: list[Planned],
     ended: list[TrialCard],
     at_once: int,
-    ledger: Ledger,
+    ledger: SweepCallback,
 ) -> None:
     """Let Ray Tune run the trials until all have ended or the sweep is asked to stop."""
     for name, value in _SETTINGS.items():

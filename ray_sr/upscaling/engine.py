@@ -32,10 +32,10 @@ from ray_sr.upscaling.precision import (
     try_out,
 )
 from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
-from ray_sr.upscaling.tiles import Plan, Span, plan_tiles
+from ray_sr.upscaling.tiles import Span, TilePlan, plan_tiles
 
 Precision = Literal["auto", "float32", "bf16"]
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
 Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
 LARGEST_TILE = 1024
@@ -140,7 +140,7 @@ class Engine:
         dtype: type[np.generic] | np.dtype = np.float32,
         *,
         exact: bool | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> np.ndarray:
         """The whole result of `bands`: (H·scale)×(W·scale)×C."""
         bands = self.bands(picture, dtype, exact=exact, progress=progress)
@@ -160,7 +160,7 @@ class Engine:
         dtype: type[np.generic] | np.dtype = np.float32,
         *,
         exact: bool | None = None,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """The upscaled picture from top to bottom: (first row, rows×(W·scale)×C) of `dtype`.
 
@@ -173,7 +173,7 @@ class Engine:
         job = _Job(picture, np.dtype(dtype), picture.dtype == np.uint16 if exact is None else exact)
         return self._bands(job, progress)
 
-    def _bands(self, job: _Job, progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
+    def _bands(self, job: _Job, progress: OnProgress | None) -> Iterator[tuple[int, np.ndarray]]:
         plan = self._plan(job.picture, 0)
         rows = deque(plan.rows)
         while rows:
@@ -186,7 +186,7 @@ class Engine:
             plan = self._plan(job.picture, rows[0].start)
             rows = deque(plan.rows)
 
-    def _plan(self, picture: np.ndarray, top: int) -> Plan:
+    def _plan(self, picture: np.ndarray, top: int) -> TilePlan:
         height, width = picture.shape[:2]
         overlap = self._overlap_of(self.tile)
         plan = plan_tiles(height, width, self.tile, overlap, self.capability.multiple, top)
@@ -211,7 +211,7 @@ class Engine:
         largest = LARGEST_CPU_TILE if self.device.type == "cpu" else LARGEST_TILE
         return max(self._least_tile(side), side if whole else min(side, largest))
 
-    def _halve(self, plan: Plan) -> None:
+    def _halve(self, plan: TilePlan) -> None:
         """Makes room after a failure: fewer tiles at once, or else smaller ones."""
         self.stats.halvings += 1
         if self.device.type == "cuda":
@@ -229,7 +229,9 @@ class Engine:
         self.tile = side
         _log.warning("out of memory on %s: going on with tiles of %d px", self.device, side)
 
-    def _band(self, job: _Job, rows: Span, columns: Sequence[Span], progress: Progress | None) -> np.ndarray | None:
+    def _band(
+        self, job: _Job, rows: Span, columns: Sequence[Span], progress: OnProgress | None
+    ) -> np.ndarray | None:
         """One row of tiles, joined; None where memory did not suffice."""
         height, width, channels = job.picture.shape
         size = (rows.stop - rows.start) * self.scale, width * self.scale, channels

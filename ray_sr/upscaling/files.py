@@ -29,11 +29,11 @@ from ray_sr.images import (
 from ray_sr.images.streaming import write_bands
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.naming import Existing, Job, plan_jobs
+from ray_sr.upscaling.naming import Existing, UpscaleJob, plan_jobs
 from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
 from ray_sr.upscaling.results import FileResult, Summary
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
 _AHEAD = 2  # photos that a stage may be ahead of the next one: bounds what is held in memory
 _WRITERS = 2
@@ -41,7 +41,7 @@ LARGEST_IN_MEMORY = 256 << 20  # bytes of a result; larger ones go to disk as th
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Hook = Callable[[Job], None]
+Hook = Callable[[UpscaleJob], None]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class _Made:
 class _Step(Generic[Item]):
     """A photo on its way through the stages; `failure` ends it."""
 
-    job: Job
+    job: UpscaleJob
     value: Item | None = None
     failure: str | None = None
     seconds: float = 0.0
@@ -114,13 +114,13 @@ def upscale_files(
     engine: Engine,
     *,
     scale: float | None = None,
-    wanted: Wanted | None = None,
+    wanted: TargetSize | None = None,
     options: FileOptions | None = None,
     dry_run: bool = False,
     quiet: bool = False,
     stream: TextIO | None = None,
 ) -> Summary:
-    """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `Wanted` for sizes.
+    """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `TargetSize` for sizes.
 
     Results appear whole or not at all; a run that was killed is finished by the same call with
     `existing="skip"`. dry_run: only says what would be done. Progress goes to `stream`, by default
@@ -129,7 +129,7 @@ def upscale_files(
     """
     options = options or FileOptions()
     begin = time.perf_counter()
-    wanted = wanted or Wanted(scale)
+    wanted = wanted or TargetSize(scale)
     jobs = plan_jobs(
         inputs,
         output,
@@ -143,12 +143,12 @@ def upscale_files(
         results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
         report = ProgressReport(len(jobs), stream, quiet)
-        results = list(run_jobs(jobs, Worker(engine, wanted, options), report))
+        results = list(run_jobs(jobs, UpscaleWorker(engine, wanted, options), report))
     return Summary(tuple(results), time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
-class Worker:
+class UpscaleWorker:
     """What is done with each photo: read, upscale, write. One device, so one thread at a time in `upscale`.
 
     fetch is called before a photo is read, deliver after its result is written; what they raise of
@@ -156,12 +156,12 @@ class Worker:
     """
 
     engine: Engine
-    wanted: Wanted
+    wanted: TargetSize
     options: FileOptions
     fetch: Hook = lambda job: None
     deliver: Hook = lambda job: None
 
-    def read(self, job: Job) -> Photo:
+    def read(self, job: UpscaleJob) -> Photo:
         self.fetch(job)
         photo = read_photo(job.source, self.options.limits)
         size = self.wanted.of(photo, self.engine.scale)
@@ -172,7 +172,7 @@ class Worker:
             raise ResourceError(f"{size[1]}x{size[0]} is too large for --consistency and --compare: leave them out")
         return photo
 
-    def upscale(self, job: Job, photo: Photo, progress: Callable[[float], None]) -> _Made:
+    def upscale(self, job: UpscaleJob, photo: Photo, progress: Callable[[float], None]) -> _Made:
         size = self.wanted.of(photo, self.engine.scale)
         warnings = (*photo.warnings, *left_out(photo, job.format))
         if self._is_large(photo):
@@ -189,7 +189,7 @@ class Worker:
             consistency_db(result.pixels, photo.pixels) if consistent else None,
         )
 
-    def write(self, job: Job, made: _Made) -> _Made:
+    def write(self, job: UpscaleJob, made: _Made) -> _Made:
         """Writes what is not written yet."""
         if made.photo is not None:
             write_photo(_target(job), made.photo, format=job.format, **self._encoding())
@@ -211,10 +211,10 @@ class Worker:
         return {name: getattr(self.options, name) for name in names}
 
 
-def run_jobs(jobs: Sequence[Job], worker: Worker, report: ProgressReport) -> Iterator[FileResult]:
+def run_jobs(jobs: Sequence[UpscaleJob], worker: UpscaleWorker, report: ProgressReport) -> Iterator[FileResult]:
     """Runs jobs through the three stages and gives their results in order."""
 
-    def read(job: Job) -> _Step[Photo]:
+    def read(job: UpscaleJob) -> _Step[Photo]:
         return _Step[Photo](job, failure=job.problem).go(lambda: worker.read(job))
 
     def upscale(step: _Step[Photo]) -> _Step[_Made]:
@@ -246,7 +246,7 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
         yield waiting.popleft().result()
 
 
-def _target(job: Job) -> Path:
+def _target(job: UpscaleJob) -> Path:
     """Where the result goes, in a folder that is there."""
     assert job.target is not None
     try:

@@ -20,7 +20,7 @@ ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 
 
 @dataclass(frozen=True)
-class Job:
+class UpscaleJob:
     """One photo and the place of its result. `problem`: why it cannot be done; `skip`: the result is there.
 
     comparison: where a picture of the photo beside its result goes, if it is wanted.
@@ -52,7 +52,7 @@ def plan_jobs(
     existing: Existing = "refuse",
     recursive: bool = False,
     compare: bool = False,
-) -> list[Job]:
+) -> list[UpscaleJob]:
     """Jobs for files, folders and glob patterns, in the order named; folders are sorted by name.
 
     output: a folder; a file, where it ends in a picture suffix and there is one photo; or None, beside each
@@ -141,7 +141,7 @@ def _comparison(target: Path) -> Path:
 
 def _checked(
     placed: Iterable[tuple[_Found, Path]], format: str, existing: Existing, compare: bool
-) -> Iterator[Job]:
+) -> Iterator[UpscaleJob]:
     placed = list(placed)
     sources = {_key(entry.path) for entry, _ in placed}
     owners: dict[str, Path] = {}
@@ -157,7 +157,7 @@ def _checked(
         there = next((place for place in places if os.path.exists(place)), None)
         if problem is None and existing == "refuse" and there is not None:
             problem = f"{there} exists already: use --overwrite or --skip-existing"
-        yield Job(entry.path, None if entry.problem else target, format, problem, skip, comparison)
+        yield UpscaleJob(entry.path, None if entry.problem else target, format, problem, skip, comparison)
 
 
 def _conflict(target: Path, sources: set[str], owners: dict[str, Path]) -> str | None:

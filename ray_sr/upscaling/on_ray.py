@@ -42,11 +42,11 @@ from ray_sr.storage import (
 )
 from ray_sr.store import Model
 from ray_sr.upscaling import Engine
-from ray_sr.upscaling.files import FileOptions, Worker, run_jobs
-from ray_sr.upscaling.naming import ENDINGS, Job
+from ray_sr.upscaling.files import FileOptions, UpscaleWorker, run_jobs
+from ray_sr.upscaling.naming import ENDINGS, UpscaleJob
 from ray_sr.upscaling.progress import ProgressReport
 from ray_sr.upscaling.results import FileResult, Summary
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
 MANIFEST = "manifest.jsonl"
 PHOTOS_IN_TASK = 8
@@ -58,14 +58,14 @@ _UPLOAD_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class ArchivePlan:
     """What a job means: results still to be made, and what is known of all others.
 
     strays: what a killed job left half-written below the output.
     """
 
     output: str
-    wanted: Wanted
+    wanted: TargetSize
     options: FileOptions
     made_with: dict[str, Any]
     todo: tuple[FileResult, ...]
@@ -78,7 +78,7 @@ def upscale_archive(
     output: str,
     model: Model,
     *,
-    wanted: Wanted | None = None,
+    wanted: TargetSize | None = None,
     options: FileOptions | None = None,
     engine_options: dict[str, Any] | None = None,
     workers: int | None = None,
@@ -95,7 +95,7 @@ def upscale_archive(
     """
     begin = time.perf_counter()
     engine_options = engine_options or {}
-    wanted, options = wanted or Wanted(), options or FileOptions()
+    wanted, options = wanted or TargetSize(), options or FileOptions()
     Engine(model.module, model.capability, **{**engine_options, "device": "cpu"})  # raises for wrong options here
     plan = _plan(places, output, model, wanted, options, bool(engine_options.get("ensemble")))
     if dry_run:
@@ -122,8 +122,8 @@ def upscale_archive(
 
 
 def _plan(
-    places: Sequence[str], output: str, model: Model, wanted: Wanted, options: FileOptions, ensemble: bool
-) -> Plan:
+    places: Sequence[str], output: str, model: Model, wanted: TargetSize, options: FileOptions, ensemble: bool
+) -> ArchivePlan:
     suffix = wanted.suffix(model.capability.scale) if options.suffix is None else options.suffix
     _check_names(output, suffix)
     filesystem, folder = open_filesystem(output)
@@ -142,7 +142,7 @@ def _plan(
         else:
             done = before.get(result.target, result)
             known.append(replace(done, status="skipped", reason="the result is there already"))
-    return Plan(output, wanted, options, made_with, tuple(todo), tuple(known), strays)
+    return ArchivePlan(output, wanted, options, made_with, tuple(todo), tuple(known), strays)
 
 
 def _check_names(output: str, suffix: str) -> None:
@@ -198,7 +198,7 @@ def _listing(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 # The manifest ---------------------------------------------------------------------------------------------
 
 
-def _made_with(model: Model, wanted: Wanted, options: FileOptions, ensemble: bool) -> dict[str, Any]:
+def _made_with(model: Model, wanted: TargetSize, options: FileOptions, ensemble: bool) -> dict[str, Any]:
     """What results of one manifest have in common."""
     encoding = {name: getattr(options, name) for name in ("quality", "lossless", "metadata", "consistency")}
     version = f"{model.name}@{model.version}"
@@ -229,7 +229,7 @@ def _earlier(
 class _Manifest:
     """The results so far, written now and then: whole, aside, renamed."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ArchivePlan) -> None:
         self._head = json.dumps({"made_with": plan.made_with})
         self._filesystem, self._folder = open_filesystem(plan.output)
         self._results = {(result.source, result.target): result for result in plan.known}
@@ -260,7 +260,7 @@ class _Manifest:
 
 
 def _run(
-    plan: Plan, model: Model, engine_options: dict[str, Any], workers: int | None, quiet: bool
+    plan: ArchivePlan, model: Model, engine_options: dict[str, Any], workers: int | None, quiet: bool
 ) -> Iterator[FileResult]:
     import ray
 
@@ -324,7 +324,7 @@ def _resources(workers: int | None, device: str, photos: int) -> tuple[dict[str,
 class _Upscaler:
     """The actor: holds an engine and upscales tasks of photos."""
 
-    def __init__(self, model: Any, plan: Plan, engine_options: dict[str, Any], gpu: bool) -> None:
+    def __init__(self, model: Any, plan: ArchivePlan, engine_options: dict[str, Any], gpu: bool) -> None:
         import ray
 
         module, capability = ray.get(model)
@@ -340,7 +340,7 @@ class _Upscaler:
             options = self._plan.options
             journeys = [_Journey.of(*names, output, options, folder / str(i)) for i, names in enumerate(couples)]
             by_job = {id(journey.job): journey for journey in journeys}
-            worker = Worker(
+            worker = UpscaleWorker(
                 self._engine,
                 self._plan.wanted,
                 self._plan.options,
@@ -362,7 +362,7 @@ class _Journey:
 
     source: str
     target: str
-    job: Job
+    job: UpscaleJob
     uploaded: tuple[pafs.FileSystem, str] | None
     fetched: bool
 
@@ -376,7 +376,7 @@ class _Journey:
         sent = not isinstance(store, pafs.LocalFileSystem)
         # Another try of a task whose actor was lost: the photos before are done.
         skip = options.existing != "overwrite" and exists(store, f"{folder}/{target}")
-        job = Job(
+        job = UpscaleJob(
             local.with_suffix(".in") if fetched else Path(source),
             local.with_suffix(".out") if sent else Path(folder, target),
             options.format or "png",

@@ -21,9 +21,9 @@ from ray_sr.images.metadata import icc_is_linear
 from ray_sr.images.resample import resize_array, resize_bands, resize_to
 from ray_sr.upscaling.consistency import back_project
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
-Progress = Callable[[float], None]
+OnProgress = Callable[[float], None]
 
 _PIECE_BYTES = 16 << 20
 _ALPHA_ROWS = 32
@@ -36,9 +36,9 @@ def upscale_photo(
     engine: Engine,
     *,
     scale: float | None = None,
-    wanted: Wanted | None = None,
+    wanted: TargetSize | None = None,
     consistency: bool = False,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Photo:
     """The photo enlarged `scale` times, by default as much as the engine's network does, or to what is `wanted`.
 
@@ -48,7 +48,7 @@ def upscale_photo(
     Raises InputError for a scale that is not positive and for consistency without enlargement, and what
     `Engine.bands` raises.
     """
-    height, width = (wanted or Wanted(scale)).of(photo, engine.scale)
+    height, width = (wanted or TargetSize(scale)).of(photo, engine.scale)
     colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha)
     curve = _Curve.of(photo)
     if consistency:
@@ -102,7 +102,7 @@ class _Curve:
 
 
 def _consistent(
-    colour: np.ndarray, curve: _Curve, size: tuple[int, int], engine: Engine, progress: Progress | None
+    colour: np.ndarray, curve: _Curve, size: tuple[int, int], engine: Engine, progress: OnProgress | None
 ) -> np.ndarray:
     check_enlarges(colour, size)
     exact = colour.dtype == np.uint16
@@ -135,7 +135,7 @@ def side_by_side(photo: Photo, result: Photo) -> Photo:
 
 
 def upscale_in_bands(
-    photo: Photo, engine: Engine, size: tuple[int, int], progress: Progress | None = None
+    photo: Photo, engine: Engine, size: tuple[int, int], progress: OnProgress | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """What `upscale_photo` gives for this (height, width), in bands of rows from the top: colour and opacity.
 

@@ -15,7 +15,7 @@ from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.naming import ENDINGS
 from ray_sr.upscaling.results import FileResult, Summary
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
 PIPE = "-"
 
@@ -37,7 +37,7 @@ def upscale_piped(
     *,
     stdin: BinaryIO,
     stdout: BinaryIO,
-    wanted: Wanted | None = None,
+    wanted: TargetSize | None = None,
     options: FileOptions | None = None,
     dry_run: bool = False,
 ) -> Summary:

@@ -9,7 +9,7 @@ from ray_sr.images import Photo
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetSize:
     """A scale (None: the network's), or a width or a height or both in pixels, which keep the aspect ratio.
 
     Raises RecipeError for a scale together with a side, and for sides below 1.

@@ -33,7 +33,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """A grid of tiles: their cores cover the picture, each pixel once."""
 
     rows: tuple[Span, ...]
@@ -52,7 +52,7 @@ class Plan:
         return rows.source_stop - rows.source_start, columns.source_stop - columns.source_start
 
 
-def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1, top: int = 0) -> Plan:
+def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int = 1, top: int = 0) -> TilePlan:
     """The grid with the least work whose sources have at most tile·tile pixels.
 
     Sources begin at and measure multiples of `multiple`; so the last ones may pass the border by less than
@@ -67,7 +67,7 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int, multiple: int =
     counts = _best_counts(rows, columns, area)
     if counts is None:
         raise ValueError(f"a tile of {tile} leaves nothing between margins of {overlap}")
-    return Plan(rows.spans(counts[0]), columns.spans(counts[1]))
+    return TilePlan(rows.spans(counts[0]), columns.spans(counts[1]))
 
 
 def _best_counts(rows: _Axis, columns: _Axis, area: int) -> tuple[int, int] | None:

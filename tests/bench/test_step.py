@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from ray_sr.bench.plain import PlainGanLoop, PlainPretrainLoop
-from ray_sr.bench.step import OurLoop, bench_recipe, made_up_photos, made_up_vgg19, plain_loop
+from ray_sr.bench.step import OurLoop, bench_recipe, plain_loop, synthetic_photos, synthetic_vgg19
 from ray_sr.cli import cli
-from ray_sr.training.optimizer import average_decay, average_weights
+from ray_sr.training.optimizer import ema_decay, update_ema
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg19.pth"
-    torch.save(made_up_vgg19(), path)
+    torch.save(synthetic_vgg19(), path)
     return path
 
 
@@ -31,7 +31,7 @@ def both(
 ) -> tuple[OurLoop, PlainPretrainLoop | PlainGanLoop, Tensor, Tensor]:
     recipe = bench_recipe(stage, vgg, batch=2, crop=32, **training)
     ours = OurLoop(recipe, CPU)
-    return ours, plain_loop(recipe, ours), *made_up_photos(recipe)
+    return ours, plain_loop(recipe, ours), *synthetic_photos(recipe)
 
 
 def assert_same_gradients(ours: nn.Module, plain: nn.Module, factor: float = 1.0) -> None:
@@ -57,7 +57,7 @@ def test_pretraining_is_the_plain_loops(vgg: Path) -> None:
         assert float(mine["g_l1"]) == pytest.approx(theirs["g_l1"], rel=1e-4)
         if number == 0:
             assert_same_gradients(ours.state.generator, plain.generator)
-        average_weights(average, ours.state.generator, average_decay(0.999, number))
+        update_ema(average, ours.state.generator, ema_decay(0.999, number))
     # Adam turns the last bit of a gradient near zero into a step of up to the learning rate.
     assert_same_weights(ours.state.generator, plain.generator, atol=3 * 2 * 2e-4)
     assert_same_weights(ours.state.average, average, atol=0)

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from ray_sr.bench.plain import plain_upscale
-from ray_sr.bench.upscale import NETWORKS, made_up_generator
+from ray_sr.bench.upscale import NETWORKS, synthetic_generator
 from ray_sr.cli import cli
 from ray_sr.models import Generator
 from ray_sr.upscaling import Engine
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=NETWORKS)
 def generator(request: pytest.FixtureRequest) -> Generator:
-    return made_up_generator(NETWORKS[request.param])
+    return synthetic_generator(NETWORKS[request.param])
 
 
 @pytest.fixture(scope="module")

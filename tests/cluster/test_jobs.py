@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_sr.cluster.jobs import Job, _ctrl_c, _Log, stage
+from ray_sr.cluster.jobs import RayJob, _ctrl_c, _Log, stage
 from ray_sr.errors import RecipeError
 from tests.cluster.ray_head import RAY, Head, running_head
 from tests.photos import write_real_photos
@@ -201,7 +201,7 @@ def test_only_what_a_job_needs_is_uploaded(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "here" / "photo.png").write_bytes(b"x" * 10_000)
     staged = tmp_path / "staged"
     staged.mkdir()
-    arguments = stage(Job(("train", "--recipe=../mine.yaml", "seed=3"), files=("../mine.yaml",)), staged)
+    arguments = stage(RayJob(("train", "--recipe=../mine.yaml", "seed=3"), files=("../mine.yaml",)), staged)
     assert arguments == ["train", "--recipe=files/0/mine.yaml", "seed=3"]
     assert (staged / "files/0/mine.yaml").read_text() == TINY
     assert {path.name for path in staged.iterdir()} == {"files", "ray_sr"}
@@ -209,4 +209,4 @@ def test_only_what_a_job_needs_is_uploaded(tmp_path: Path, monkeypatch: pytest.M
     assert size(staged / "ray_sr/weights") == size(ROOT / "ray_sr/weights") < 25 << 20
     (tmp_path / "mine.yaml").write_text("#" * (2 << 20))
     with pytest.raises(RecipeError, match="too large to send"):
-        stage(Job(("train", "-c", "../mine.yaml"), files=("../mine.yaml",)), tmp_path / "other")
+        stage(RayJob(("train", "-c", "../mine.yaml"), files=("../mine.yaml",)), tmp_path / "other")

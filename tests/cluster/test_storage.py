@@ -13,13 +13,13 @@ import pytest
 from ray_sr.errors import RecipeError
 from ray_sr.publishing import publish_run
 from ray_sr.recipes.reader import parse_recipe
-from ray_sr.storage import place_of
+from ray_sr.storage import resolve_location
 from ray_sr.store import Store
 from ray_sr.training.launch import train
 from ray_sr.training.runs import Run
 from ray_sr.tuning.folder import SweepFolder
-from tests.made_up_run import made_up_run
 from tests.photos import write_real_photos
+from tests.synthetic_run import synthetic_run
 
 RECIPE = """
 name: far
@@ -42,15 +42,15 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_names_lie_below_the_storage_or_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_SR_STORE", raising=False)
-    assert place_of("runs/a") == f"{tmp_path}/runs/a"
-    assert place_of("/data/a") == "/data/a"
-    assert place_of("gs://other/a") == "gs://other/a"
+    assert resolve_location("runs/a") == f"{tmp_path}/runs/a"
+    assert resolve_location("/data/a") == "/data/a"
+    assert resolve_location("gs://other/a") == "gs://other/a"
     monkeypatch.setenv("RAY_SR_STORAGE", "s3://bucket/all/")
-    assert place_of("runs/a") == "s3://bucket/all/runs/a"
-    assert place_of("/data/a") == "/data/a"
-    assert place_of("gs://other/a") == "gs://other/a"
+    assert resolve_location("runs/a") == "s3://bucket/all/runs/a"
+    assert resolve_location("/data/a") == "/data/a"
+    assert resolve_location("gs://other/a") == "gs://other/a"
     monkeypatch.setenv("RAY_SR_STORAGE", "/nfs/all")
-    assert place_of("runs/a") == "/nfs/all/runs/a"
+    assert resolve_location("runs/a") == "/nfs/all/runs/a"
     assert Store().root == "/nfs/all/models"
     monkeypatch.setenv("RAY_SR_STORE", "/other/models")
     assert Store().root == "/other/models"
@@ -73,7 +73,7 @@ def test_a_sweep_in_a_bucket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_mirror_brings_what_changed_and_forgets_what_went(bucket: str) -> None:
     run = Run.at(f"{bucket}/run")
     run.folder.rmdir()
-    made_up_run(run.folder, until=100)
+    synthetic_run(run.folder, until=100)
     (run.folder / "samples" / ".half.tmp").write_bytes(b"half")
     run.push()
     there = Path(bucket.partition("://")[2]) / "run"
@@ -94,7 +94,7 @@ def test_a_mirror_brings_what_changed_and_forgets_what_went(bucket: str) -> None
 def test_reading_a_run_in_a_bucket_leaves_its_training_alone(bucket: str) -> None:
     training = Run.at(f"{bucket}/run")
     training.folder.rmdir()
-    made_up_run(training.folder, until=50)
+    synthetic_run(training.folder, until=50)
     training.push()
     with training.journal.open("a") as journal:
         reader = Run.at(f"{bucket}/run")

@@ -13,11 +13,11 @@ import ray
 import torch
 from PIL import Image
 
-from ray_sr.data.batches import Batch, made_by_tasks, made_here
+from ray_sr.data.batches import Batch, local_batches, ray_data_batches
 from ray_sr.data.crops import CropPlan, SubImage, Visit, crop_generator, make_crops
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.pixels import CachedPixels, StoredPixels, open_pixels, read_index, validation_photos
-from ray_sr.data.prefetch import ahead, single_threaded
+from ray_sr.data.prefetch import prefetch_map, single_threaded
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream, segment_rows
@@ -136,10 +136,10 @@ def test_ray_data_gives_the_rows_in_order_whatever_the_blocks(shards: str, cache
 def first_batches(stream: BatchStream, count: int, begin: int = 0) -> list[Batch]:
     """As a lone training worker gets them from `begin` on."""
     if not stream.by_tasks:
-        return list(islice(made_here(stream, begin, 1, 2), count))
+        return list(islice(local_batches(stream, begin, 1, 2), count))
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     begun = replace(stream, first_row=lambda: begin, token=f"{stream.token}-{begin}")
-    return list(islice(made_by_tasks(begun, batch_dataset(begun, count)), count))
+    return list(islice(ray_data_batches(begun, batch_dataset(begun, count)), count))
 
 
 @pytest.mark.parametrize("degradation", ["{kind: downscale}", "{kind: second_order}"])
@@ -189,7 +189,7 @@ def test_tasks_make_the_next_rows_when_the_first_are_used_up(shards: str) -> Non
         return times < 3
 
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    batches = list(made_by_tasks(stream, batch_dataset(stream, 5), begin_again=begin_again))
+    batches = list(ray_data_batches(stream, batch_dataset(stream, 5), begin_again=begin_again))
     assert [batch.row for batch in batches] == list(range(15))
     np.testing.assert_array_equal(batches[12].hr, stream.batches([12])[1][0])
 
@@ -204,7 +204,7 @@ def test_a_long_run_is_cut_into_segments_of_whole_steps(shards: str) -> None:
 
 def test_workers_of_a_group_share_the_rows(shards: str) -> None:
     stream = open_stream(with_data(cache="memory", degrade_in="worker"), shards, lambda: 0)
-    together = {b.row: b.hr for rank in range(2) for b in islice(made_here(stream, rank, 2), 3)}
+    together = {b.row: b.hr for rank in range(2) for b in islice(local_batches(stream, rank, 2), 3)}
     assert sorted(together) == list(range(6))
     for batch in first_batches(stream, 6):
         np.testing.assert_array_equal(together[batch.row], batch.hr)
@@ -237,7 +237,7 @@ def test_batches_are_made_ahead_in_order_and_errors_arrive() -> None:
             raise InputError("five")
         return number * number
 
-    made = ahead(make, range(100), 3)
+    made = prefetch_map(make, range(100), 3)
     assert [next(made) for _ in range(5)] == [0, 1, 4, 9, 16]
     with pytest.raises(InputError, match="five"):
         next(made)

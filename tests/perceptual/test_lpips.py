@@ -39,7 +39,7 @@ def backbone(name: LPIPSName) -> dict[str, Tensor]:
     return state
 
 
-def made_up_heads() -> list[Tensor]:
+def synthetic_heads() -> list[Tensor]:
     """For AlexNet; as the published ones are: not negative, some of them 0."""
     rng = torch.Generator().manual_seed(1)
     return [torch.randn(1, count, 1, 1, generator=rng).relu() for count in (64, 192, 384, 256, 256)]
@@ -126,20 +126,20 @@ def by_hand(weights: Mapping[str, Tensor], heads: list[Tensor], sr: Tensor, hr: 
 
 
 def test_equals_the_papers_equation() -> None:
-    weights, heads = backbone("alex"), made_up_heads()
+    weights, heads = backbone("alex"), synthetic_heads()
     ours = LPIPS("alex", weights, heads)(photos(4), photos(5))
     np.testing.assert_allclose(ours.numpy(), by_hand(weights, heads, photos(4), photos(5)), rtol=1e-5)
 
 
 def test_equal_photos_and_dead_features_have_no_distance() -> None:
-    lpips = LPIPS("alex", backbone("alex"), made_up_heads())
+    lpips = LPIPS("alex", backbone("alex"), synthetic_heads())
     assert lpips(photos(6), photos(6)).tolist() == [0, 0]
     dead = {key: torch.zeros_like(tensor) for key, tensor in backbone("alex").items()}
-    assert LPIPS("alex", dead, made_up_heads())(photos(6), photos(7)).tolist() == [0, 0]
+    assert LPIPS("alex", dead, synthetic_heads())(photos(6), photos(7)).tolist() == [0, 0]
 
 
 def test_each_photo_has_its_own_distance_whichever_is_named_first() -> None:
-    lpips = LPIPS("alex", backbone("alex"), made_up_heads())
+    lpips = LPIPS("alex", backbone("alex"), synthetic_heads())
     sr, hr = photos(8), photos(9)
     together = lpips(sr, hr)
     torch.testing.assert_close(together, torch.cat([lpips(sr[:1], hr[:1]), lpips(sr[1:], hr[1:])]))
@@ -160,7 +160,7 @@ def test_the_smallest_photo_works_and_a_smaller_one_is_named(name: LPIPSName) ->
 def test_is_frozen_and_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    lpips = LPIPS("alex", backbone("alex"), made_up_heads())
+    lpips = LPIPS("alex", backbone("alex"), synthetic_heads())
     assert torch.equal(torch.get_rng_state(), before)
     assert not lpips.training
     assert not any(parameter.requires_grad for parameter in lpips.parameters())
@@ -236,7 +236,7 @@ def test_absent_weights_are_named_and_nothing_is_left_behind(offline: Path) -> N
 
 
 def test_evaluate_adds_a_column_and_says_which_lpips(hr: Path) -> None:
-    lpips = LPIPS("alex", backbone("alex"), made_up_heads())
+    lpips = LPIPS("alex", backbone("alex"), synthetic_heads())
     found = evaluate(load_model("bicubic", scale=2), hr, lpips=lpips)
     assert 0 < found.mean["lpips_alex"] == pytest.approx(found.bicubic["lpips_alex"], rel=0.1)
     assert "LPIPS: version 0.1, alex" in found.protocol
@@ -245,7 +245,7 @@ def test_evaluate_adds_a_column_and_says_which_lpips(hr: Path) -> None:
 
 def test_photos_too_small_for_the_backbone_are_left_out(hr: Path) -> None:
     Image.fromarray(real_photos()["coffee"][100:130, 200:260]).save(hr / "tiny.png")
-    lpips = LPIPS("alex", backbone("alex"), made_up_heads())
+    lpips = LPIPS("alex", backbone("alex"), synthetic_heads())
     found = evaluate(load_model("bicubic", scale=2), hr, lpips=lpips)
     assert [(photo.name, "31x31" in photo.reason) for photo in found.left_out] == [("tiny.png", True)]
     assert [image.name for image in found.images] == ["coffee.png"]

@@ -29,7 +29,7 @@ from tests.shared_data import shared_folder
 VGG19_CACHE = "hub/checkpoints/vgg19-dcbb9e9d.pth"
 
 
-def made_up_vgg(name: str) -> nn.Sequential:
+def synthetic_vgg(name: str) -> nn.Sequential:
     """torchvision's own convolutions with seeded weights that keep the variance from layer to layer."""
     with torch.device("meta"):
         stack = getattr(torchvision.models, name)(weights=None, init_weights=False).features
@@ -44,7 +44,7 @@ def made_up_vgg(name: str) -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def vgg19() -> nn.Sequential:
-    return made_up_vgg("vgg19")
+    return synthetic_vgg("vgg19")
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def vgg19_file(vgg19: nn.Sequential, tmp_path_factory: pytest.TempPathFactory) -
 def caffe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made-up .npz of the VGG19 layers conv1_1 to conv3_4."""
     path = tmp_path_factory.mktemp("weights") / "caffe.npz"
-    state = made_up_vgg("vgg19")[:17].state_dict(prefix="features.")
+    state = synthetic_vgg("vgg19")[:17].state_dict(prefix="features.")
     np.savez(path, **{name: tensor.numpy() for name, tensor in state.items()})
     return path
 
@@ -118,7 +118,7 @@ def test_maps_equal_torchvisions(
 
 
 def test_vgg16_conv3_3_equals_torchvisions(tmp_path: Path) -> None:
-    stack = made_up_vgg("vgg16")[:16]
+    stack = synthetic_vgg("vgg16")[:16]
     torch.save(stack.state_dict(prefix="features."), tmp_path / "vgg16.pth")
     network = load_feature_network("vgg16", ["conv3_3"], weights=str(tmp_path / "vgg16.pth"))
     seen = normalize(photos(2), mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -134,7 +134,7 @@ def test_signed_input_is_centred_at_middle_gray(vgg19: nn.Sequential, vgg19_file
     network = load_feature_network("vgg19", ["conv2_1"], weights=str(vgg19_file), normalise=False, signed=True)
     torch.testing.assert_close(network(photos(3))["conv2_1"], run_until(vgg19, 6, photos(3) * 2 - 1))
     caffe = load_feature_network("vgg19", ["conv1_1"], weights=str(caffe_file), normalise=False, signed=True)
-    expected = run_until(made_up_vgg("vgg19"), 1, photos(3).flip(1) * 255 - 127.5)
+    expected = run_until(synthetic_vgg("vgg19"), 1, photos(3).flip(1) * 255 - 127.5)
     torch.testing.assert_close(caffe(photos(3))["conv1_1"], expected, rtol=1e-4, atol=1e-3)
 
 
@@ -169,7 +169,7 @@ def test_caffe_weights_see_bgr_of_255_minus_the_mean(caffe_file: Path, normalise
     network = load_feature_network(
         "vgg19", ["conv1_1", "conv3_4"], weights=str(caffe_file), activation="before", normalise=normalise
     )
-    stack = made_up_vgg("vgg19")
+    stack = synthetic_vgg("vgg19")
     seen = np.asarray(photos(5))[:, ::-1] * 255
     if normalise:
         seen = seen - np.array([103.939, 116.779, 123.68], np.float32).reshape(1, 3, 1, 1)
@@ -284,7 +284,7 @@ def _bad_files(folder: Path) -> list[Path]:
         (folder / name).write_bytes(b"no weights at all")
     torch.save([1, 2], folder / "list.pth")
     (folder / "code.pth").write_bytes(pickle.dumps(_Executes(folder / "executed"), protocol=2))
-    torch.save(made_up_vgg("vgg16")[:20].state_dict(prefix="features."), folder / "vgg16.pth")
+    torch.save(synthetic_vgg("vgg16")[:20].state_dict(prefix="features."), folder / "vgg16.pth")
     narrow = {"features.0.weight": torch.zeros(8, 3, 3, 3), "features.0.bias": torch.zeros(8)}
     torch.save(narrow, folder / "narrow.pth")
     return sorted(folder.iterdir())

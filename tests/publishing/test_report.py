@@ -25,9 +25,9 @@ from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec, TrainingSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer
 from ray_sr.training.runs import Run
-from ray_sr.training.steps import GanStep, Part
+from ray_sr.training.steps import GanStep, MicroBatch
 from tests.image_files import GIF, JPEG, PNG
-from tests.made_up_run import BICUBIC, GAN, PRETRAIN, RECIPE, made_up_run
+from tests.synthetic_run import BICUBIC, GAN, PRETRAIN, RECIPE, synthetic_run
 
 VOID = {"meta", "img", "br"}
 EMPTY_IN_SVG = {"line", "polyline"}
@@ -81,7 +81,7 @@ def evaluation(pictures: dict[str, Path] | None = None) -> Evaluation:
 
 class TestWholeRun:
     def test_is_one_file_without_scripts_or_references(self, tmp_path: Path) -> None:
-        path = write_report(made_up_run(tmp_path / "run"))
+        path = write_report(synthetic_run(tmp_path / "run"))
         assert path == tmp_path / "run" / "report.html"
         page = Page(path)
         assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -90,7 +90,7 @@ class TestWholeRun:
         assert "prefers-color-scheme: dark" in path.read_text(encoding="utf-8")
 
     def test_says_where_the_run_stands(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run")
+        run = synthetic_run(tmp_path / "run")
         text = Page(write_report(run)).text
         last, before = (run.records("validation")[place] for place in (-1, PRETRAIN // 50 - 1))
         assert before["step"] == PRETRAIN
@@ -103,7 +103,7 @@ class TestWholeRun:
             assert fact in text
 
     def test_shows_curves_with_their_marks(self, tmp_path: Path) -> None:
-        text = Page(write_report(made_up_run(tmp_path / "run"))).text
+        text = Page(write_report(synthetic_run(tmp_path / "run"))).text
         for words in (
             "0.693 = ln 2: real and generated look alike",
             "bicubic 26.42 dB",
@@ -116,7 +116,7 @@ class TestWholeRun:
             assert words in text
 
     def test_shows_first_and_last_sample_and_some_between(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run")
+        run = synthetic_run(tmp_path / "run")
         page = Page(write_report(run))
         files = sorted(run.samples.iterdir())
         shown = page.pictures()
@@ -127,7 +127,7 @@ class TestWholeRun:
         assert "Step 600: input, output, original" in page.text
 
     def test_holds_the_recipe(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run")
+        run = synthetic_run(tmp_path / "run")
         html = write_report(run).read_text(encoding="utf-8")
         assert "<summary>Recipe" in html
         for line in run.recipe_file.read_text(encoding="utf-8").splitlines():
@@ -137,7 +137,7 @@ class TestWholeRun:
         (tmp_path / "a.png").write_bytes(PNG)
         sections = [ExtraSection("Endpoint <1>", "First & one.\n\nSecond.", [Picture("from <it>", JPEG)])]
         found = {"Held out": evaluation({"a": tmp_path / "a.png"})}
-        page = Page(write_report(made_up_run(tmp_path / "run"), evaluations=found, extra=sections))
+        page = Page(write_report(synthetic_run(tmp_path / "run"), evaluations=found, extra=sections))
         words = ("Held out", "28.25", "27.50", "0.8100", "mean", "8-bit & border 4", "the file is empty")
         for text in (*words, "a<i>.png", "Left out: <b>bad</b>.png", "Endpoint <1>", "First & one.", "from <it>"):
             assert text in page.text
@@ -145,14 +145,14 @@ class TestWholeRun:
         assert page.attributes("td", "class")[:4] == ["better", "base", "", "base"]  # better PSNR, worse SSIM
 
     def test_goes_where_it_is_told(self, tmp_path: Path) -> None:
-        path = write_report(made_up_run(tmp_path / "run"), tmp_path / "new" / "page.html")
+        path = write_report(synthetic_run(tmp_path / "run"), tmp_path / "new" / "page.html")
         assert path == tmp_path / "new" / "page.html"
         assert [file.name for file in path.parent.iterdir()] == ["page.html"]
 
 
 class TestUnfinishedRun:
     def test_before_the_first_record(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run", until=0)
+        run = synthetic_run(tmp_path / "run", until=0)
         run.journal.unlink()
         run.facts_file.unlink()
         run.samples.rmdir()
@@ -162,14 +162,14 @@ class TestUnfinishedRun:
         assert "svg" not in {tag for tag, _ in page.tags}
 
     def test_before_the_first_validation(self, tmp_path: Path) -> None:
-        page = Page(write_report(made_up_run(tmp_path / "run", until=30)))
+        page = Page(write_report(synthetic_run(tmp_path / "run", until=30)))
         assert "of 600: 5% when this was written" in page.text
         assert "No validation yet" in page.text
         assert "look alike" not in page.text
         assert "Generator loss and its terms" in page.text
 
     def test_files_cut_off_while_being_written(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run", until=100)
+        run = synthetic_run(tmp_path / "run", until=100)
         with run.journal.open("a", encoding="utf-8") as stream:
             stream.write('{"event": "train", "st')
         (run.samples / "00000150.png").write_bytes(b"")
@@ -180,7 +180,7 @@ class TestUnfinishedRun:
 
     def test_values_that_are_not_finite(self, tmp_path: Path) -> None:
         changed = {"d_loss": math.nan, "d_accuracy_real": math.nan, "g_total": math.inf, "bad_steps": 3.0}
-        html = write_report(made_up_run(tmp_path / "run", **changed)).read_text(encoding="utf-8")
+        html = write_report(synthetic_run(tmp_path / "run", **changed)).read_text(encoding="utf-8")
         assert "3 steps had a gradient that was not finite" in html
         assert not re.search(r"[\" ,](nan|inf)[\" ,%]", html)
 
@@ -189,7 +189,7 @@ class TestUnfinishedRun:
             write_report(Run.at(tmp_path))
 
     def test_a_place_that_cannot_be_written(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run")
+        run = synthetic_run(tmp_path / "run")
         (tmp_path / "taken").mkdir()
         with pytest.raises(ResourceError, match="taken"):
             write_report(run, tmp_path / "taken")
@@ -210,25 +210,25 @@ class TestNotes:
         ],
     )
     def test_what_the_discriminator_does(self, tmp_path: Path, real: float, fake: float, words: str) -> None:
-        run = made_up_run(tmp_path / "run", d_accuracy_real=real, d_accuracy_fake=fake)
+        run = synthetic_run(tmp_path / "run", d_accuracy_real=real, d_accuracy_fake=fake)
         assert words in Page(write_report(run)).text
 
     def test_a_wasserstein_critic_is_not_blamed_for_winning(self, tmp_path: Path) -> None:
         recipe = RECIPE.replace(
             "  steps: 200", "  steps: 200\n  adversarial: {kind: wasserstein, weight_clip: 0.01}"
         )
-        run = made_up_run(tmp_path / "run", recipe=recipe, d_accuracy_real=1.0, d_accuracy_fake=1.0)
+        run = synthetic_run(tmp_path / "run", recipe=recipe, d_accuracy_real=1.0, d_accuracy_fake=1.0)
         text = Page(write_report(run)).text
         assert "dominates" not in text
         assert "0: real and generated look alike" in text
 
     def test_untrained_features_are_said_only_where_used(self, tmp_path: Path) -> None:
-        assert "untrained network" in Page(write_report(made_up_run(tmp_path / "random"))).text
-        vgg = made_up_run(tmp_path / "vgg", recipe=RECIPE.replace("network: random", "network: vgg19"))
+        assert "untrained network" in Page(write_report(synthetic_run(tmp_path / "random"))).text
+        vgg = synthetic_run(tmp_path / "vgg", recipe=RECIPE.replace("network: random", "network: vgg19"))
         assert "untrained network" not in Page(write_report(vgg)).text
 
     def test_resumed_short_and_waiting(self, tmp_path: Path) -> None:
-        run = made_up_run(tmp_path / "run", data_wait=0.9)
+        run = synthetic_run(tmp_path / "run", data_wait=0.9)
         with run.journal.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"event": "start", "step": 1200, "world": 2, "compute": "CPU"}) + "\n")
         text = Page(write_report(run)).text
@@ -238,7 +238,7 @@ class TestNotes:
 
     def test_a_long_run_that_is_below_bicubic(self, tmp_path: Path) -> None:
         long = RECIPE.replace(f"steps: {PRETRAIN}", "steps: 900000")
-        text = Page(write_report(made_up_run(tmp_path / "run", until=50, recipe=long))).text
+        text = Page(write_report(synthetic_run(tmp_path / "run", until=50, recipe=long))).text
         assert "dB below bicubic" in text
         assert "still below bicubic" in text
         assert "short run" not in text
@@ -251,7 +251,7 @@ class TestNotes:
         generator: {kind: compact, convs: 2}
         pretrain: {steps: 600}
         """
-        text = Page(write_report(made_up_run(tmp_path / "run", until=100, recipe=recipe))).text
+        text = Page(write_report(synthetic_run(tmp_path / "run", until=100, recipe=recipe))).text
         assert "dB below the input (26.42 dB)" in text
         assert "bicubic" not in text.split("Recipe, every default")[0]
 
@@ -260,7 +260,7 @@ class TestEscaping:
     def test_no_text_becomes_markup(self, tmp_path: Path) -> None:
         evil = "<script>alert(1)</script><img src=x onerror=alert(2)>"
         recipe = RECIPE.replace("A small SRGAN", f"{evil} A small SRGAN")
-        run = made_up_run(tmp_path / "run", recipe=recipe)
+        run = synthetic_run(tmp_path / "run", recipe=recipe)
         facts = {"shards": evil, "torch": evil}
         run.facts_file.write_text(json.dumps(facts), encoding="utf-8")
         sections = [ExtraSection(evil, evil, [Picture(evil, PNG)])]
@@ -300,7 +300,7 @@ class TestEquilibrium:
         compute = Compute.of(TrainingSpec(precision="fp32"), torch.device("cpu"))
         step = GanStep(generator, critic, *optimizers, [], AdversarialSpec(), compute)
         photos = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        logged = step.run([Part(photos, photos)], 0)
+        logged = step.run([MicroBatch(photos, photos)], 0)
         assert float(logged["d_loss"]) == pytest.approx(EQUILIBRIUM["bce"], abs=1e-6)
 
 

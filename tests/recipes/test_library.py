@@ -30,10 +30,10 @@ from ray_sr.store import load_model
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, TrainState, step_seed
-from ray_sr.training.steps import GanStep, Losses, Part, PretrainStep
+from ray_sr.training.steps import GanStep, Losses, MicroBatch, PretrainStep
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.photos import upscale_photo
-from tests.perceptual.test_vgg import made_up_vgg
+from tests.perceptual.test_vgg import synthetic_vgg
 from tests.photos import real_photos
 
 PRETRAIN_STEPS, GAN_STEPS, GAN_STEPS_AFTER_PRETRAIN = 80, 20, 3
@@ -188,7 +188,7 @@ def vgg_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("weights")
     files = {name: folder / f"{name}.pth" for name in ("vgg16", "vgg19")}
     for name, file in files.items():
-        torch.save(made_up_vgg(name).state_dict(prefix="features."), file)
+        torch.save(synthetic_vgg(name).state_dict(prefix="features."), file)
     return files
 
 
@@ -246,7 +246,7 @@ def build_step(state: TrainState, losses: Sequence[ContentLoss]) -> PretrainStep
 
 def run_step(state: TrainState, step: PretrainStep | GanStep, lr: Tensor, hr: Tensor) -> Losses:
     seed = step_seed(state.recipe.seed, 0, state.step)
-    return step.run([Part(lr, hr, seed)], state.step_of_stage)
+    return step.run([MicroBatch(lr, hr, seed)], state.step_of_stage)
 
 
 @dataclass
@@ -314,7 +314,7 @@ def test_the_checkpoint_upscales_and_is_evaluated(finished: Finished, tmp_path: 
     lr = degrade(hr[None], state.recipe.degradation, state.recipe.scale, [np.random.default_rng(0)])[0]
     engine = Engine(model.module, model.capability, device="cpu", precision="float32")
     output = upscale_photo(Photo(lr), engine).pixels
-    expected = state.average(CPU.to_input(lr[None]))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
+    expected = state.ema(CPU.to_input(lr[None]))[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
     assert output.shape == hr.shape
     assert np.abs(output - expected).max() <= 1
     for name, pixels in (("hr", hr), ("lr", lr)):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 import numpy as np
 import pytest
 
-from ray_sr.serving.admission import Budget, Line
+from ray_sr.serving.admission import AdmissionQueue, Budget
 from ray_sr.serving.problems import Problem
 
 
@@ -52,7 +52,7 @@ class Clock:
 class Replicas:
     """Some replicas that take pictures from one queue in their order, in made-up time."""
 
-    def __init__(self, line: Line, clock: Clock, replicas: int, seconds_per_pixel: float) -> None:
+    def __init__(self, line: AdmissionQueue, clock: Clock, replicas: int, seconds_per_pixel: float) -> None:
         self.line, self.clock, self.seconds_per_pixel = line, clock, seconds_per_pixel
         self.free_at = [0.0] * replicas
         self.under_way: list[tuple[float, int, ExitStack]] = []
@@ -84,7 +84,7 @@ class Replicas:
 @pytest.mark.parametrize("replicas", [1, 4])
 def test_overload_keeps_the_replicas_busy_and_the_wait_short(replicas: int) -> None:
     clock, random = Clock(), np.random.default_rng(5)
-    service = Replicas(Line(20, at_once=4, clock=clock), clock, replicas, 1e-6)
+    service = Replicas(AdmissionQueue(20, at_once=4, clock=clock), clock, replicas, 1e-6)
     offered = 2.0 * replicas  # twice what can be done
     at = 0.0
     while at < 600:
@@ -99,7 +99,7 @@ def test_overload_keeps_the_replicas_busy_and_the_wait_short(replicas: int) -> N
 
 def test_what_can_be_done_in_time_is_not_refused() -> None:
     clock, random = Clock(), np.random.default_rng(6)
-    service = Replicas(Line(20, at_once=4, clock=clock), clock, replicas=1, seconds_per_pixel=1e-6)
+    service = Replicas(AdmissionQueue(20, at_once=4, clock=clock), clock, replicas=1, seconds_per_pixel=1e-6)
     at = 0.0
     while at < 2000:
         at += random.exponential(1 / 0.7)
@@ -109,7 +109,7 @@ def test_what_can_be_done_in_time_is_not_refused() -> None:
 
 def test_thumbnails_do_not_make_the_service_look_slow() -> None:
     clock = Clock()
-    line = Line(20, at_once=1, clock=clock)
+    line = AdmissionQueue(20, at_once=1, clock=clock)
     for _ in range(1000):
         with line.place(16):
             clock.now += 0.03
@@ -119,7 +119,7 @@ def test_thumbnails_do_not_make_the_service_look_slow() -> None:
 
 def test_what_the_replicas_take_at_once_is_never_refused() -> None:
     clock = Clock()
-    line = Line(20, at_once=2, clock=clock)
+    line = AdmissionQueue(20, at_once=2, clock=clock)
     with line.place(1_000_000):
         clock.now += 1000  # a slow one
     with line.place(1_000_000), line.place(1_000_000):
@@ -132,7 +132,7 @@ def test_what_the_replicas_take_at_once_is_never_refused() -> None:
 
 def test_only_what_is_done_counts() -> None:
     clock = Clock()
-    line = Line(20, at_once=1, clock=clock)
+    line = AdmissionQueue(20, at_once=1, clock=clock)
     with suppress(KeyError), line.place(100):
         clock.now += 500
         raise KeyError

@@ -18,7 +18,7 @@ import pytest
 
 from ray_sr import images
 from ray_sr.images import Photo, PhotoError, decode, encode, scan_header
-from ray_sr.serving.codec import Job, accepted_photos
+from ray_sr.serving.codec import EncodeSettings, accepted_photos
 from ray_sr.serving.codec import encode as encode_here
 from ray_sr.serving.codec_pool import CodecPool
 from ray_sr.serving.options import ServiceLimits
@@ -26,7 +26,7 @@ from ray_sr.serving.problems import Problem
 from tests.serving.conftest import picture, png_of
 
 LIMITS = ServiceLimits(decode_cpu_s=10)
-PNG = Job(1, 1, "png", 95, False, (255, 255, 255), "keep")
+PNG = EncodeSettings(1, 1, "png", 95, False, (255, 255, 255), "keep")
 
 
 @asynccontextmanager

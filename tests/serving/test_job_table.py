@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ray_sr.serving.codec import Encoded
-from ray_sr.serving.codec import Job as Order
-from ray_sr.serving.jobs import Job, Jobs, Progress
+from ray_sr.serving.codec import EncodeSettings as Order
+from ray_sr.serving.jobs import Job, Jobs, OnProgress
 from ray_sr.serving.options import JobLimits, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import Answer
@@ -24,13 +24,13 @@ def answer(data: bytes) -> Answer:
     return Answer(Encoded(data, 1, 1, ()), ORDER, ModelInfo(name="m", version="0" * 12, scale=2), {})
 
 
-async def echo(data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
+async def echo(data: bytes, query: UpscaleQuery, progress: OnProgress) -> Answer:
     """Ends at once: the picture as it came."""
     progress(0.5)
     return answer(data)
 
 
-async def hang(data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
+async def hang(data: bytes, query: UpscaleQuery, progress: OnProgress) -> Answer:
     await asyncio.sleep(3600)
     raise AssertionError("unreachable")
 
@@ -144,7 +144,7 @@ def test_work_that_takes_too_long_fails() -> None:
 def test_lost_replica_is_tried_again_and_a_bad_picture_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[bytes] = []
 
-    async def unlucky(data: bytes, query: UpscaleQuery, progress: Progress) -> Answer:
+    async def unlucky(data: bytes, query: UpscaleQuery, progress: OnProgress) -> Answer:
         attempts.append(data)
         if data == b"bad":
             raise Problem("image-corrupt", "damaged")

@@ -10,7 +10,7 @@ import pytest
 
 from ray_sr.serving.options import UpscaleQuery
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.requests import MOST_PARTS, Wish, picture_in, wish_of
+from ray_sr.serving.requests import MOST_PARTS, AcceptedResponse, picture_in, wish_of
 
 NOTHING = UpscaleQuery()
 IMAGE = b"\x89PNG\r\n\x1a\n\r\n--not the boundary\r\n\x00\xff" * 3
@@ -109,19 +109,19 @@ def test_option_in_address_and_body() -> None:
 @pytest.mark.parametrize(
     ("accept", "wish"),
     [
-        ("", Wish(None)),
-        ("*/*", Wish(None)),
-        ("image/*", Wish(None)),
-        ("image/webp", Wish("webp")),
-        ("image/gif, image/webp;q=0.3, image/jpeg;q=0.5", Wish("jpeg")),
-        ("text/html, image/avif, */*;q=0.8", Wish(None)),
-        ("IMAGE/PNG ; q=1.0", Wish("png")),
-        ("application/json", Wish(None, as_json=True)),
-        ("image/png;q=0, application/json;q=0.1", Wish(None, as_json=True)),
-        ("image/webp;q=nonsense, image/png", Wish("png")),
+        ("", AcceptedResponse(None)),
+        ("*/*", AcceptedResponse(None)),
+        ("image/*", AcceptedResponse(None)),
+        ("image/webp", AcceptedResponse("webp")),
+        ("image/gif, image/webp;q=0.3, image/jpeg;q=0.5", AcceptedResponse("jpeg")),
+        ("text/html, image/avif, */*;q=0.8", AcceptedResponse(None)),
+        ("IMAGE/PNG ; q=1.0", AcceptedResponse("png")),
+        ("application/json", AcceptedResponse(None, as_json=True)),
+        ("image/png;q=0, application/json;q=0.1", AcceptedResponse(None, as_json=True)),
+        ("image/webp;q=nonsense, image/png", AcceptedResponse("png")),
     ],
 )
-def test_accept_chooses_the_answer(accept: str, wish: Wish) -> None:
+def test_accept_chooses_the_answer(accept: str, wish: AcceptedResponse) -> None:
     assert wish_of(accept, NOTHING) == wish
 
 
@@ -130,4 +130,4 @@ def test_accept_that_cannot_be_met(accept: str) -> None:
     with pytest.raises(Problem) as caught:
         wish_of(accept, NOTHING)
     assert caught.value.status == 406
-    assert wish_of(accept, UpscaleQuery(format="png")) == Wish(None), "the option comes first"
+    assert wish_of(accept, UpscaleQuery(format="png")) == AcceptedResponse(None), "the option comes first"

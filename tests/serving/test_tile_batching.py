@@ -16,7 +16,7 @@ from ray_sr.images import Photo
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import MSRResNetSpec, NetworkSpec
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.replica import Generator
+from ray_sr.serving.replica import GeneratorReplica
 from ray_sr.serving.tile_batching import Abandoned, Batches, Turn
 from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
@@ -196,7 +196,7 @@ def test_a_replica_gives_each_photo_its_own_result(store: Store) -> None:
     options = ServiceOptions(
         model="tiny", store=store.root, device="cpu", batch_tiles=4, requests_per_replica=4, tile=64
     )
-    generator = Generator(options)
+    generator = GeneratorReplica(options)
     sizes: list[int] = []
     generator._batches.note = sizes.append
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ray_sr.losses import build_content_losses
 from ray_sr.recipes.losses import FeaturesSpec
 from ray_sr.training.state import TrainState
-from ray_sr.training.steps import GanStep, Part, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
 from tests.training.test_steps import FLOAT32, batch, state_of
 
@@ -90,9 +90,9 @@ def rows_of(game: str, rank: int, world: int) -> list[range]:
     return [[range(1), range(1, 2), range(2, 3)], [range(3, 4)]][rank]
 
 
-def part(rows: range, number: int, world: int) -> Part:
+def part(rows: range, number: int, world: int) -> MicroBatch:
     lr, hr = (photos[rows.start : rows.stop] for photos in batch(number))
-    made = Part(lr, hr, share=world * len(rows) / 4)
+    made = MicroBatch(lr, hr, share=world * len(rows) / 4)
     made.noise = noise_of(rows, number)
     return made
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
-from ray_sr.training.optimizer import GuardedOptimizer, average_decay, average_weights, rate_factor
+from ray_sr.training.optimizer import GuardedOptimizer, ema_decay, rate_factor, update_ema
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_average_follows_parameters_and_batchnorm_statistics() -> None:
     with torch.no_grad():
         model[0].weight.add_(1)
     before = copy.deepcopy(average.state_dict())
-    average_weights(average, model, 0.9)
+    update_ema(average, model, 0.9)
     for name, value in average.state_dict().items():
         expected = model.state_dict()[name]
         if expected.is_floating_point():
@@ -110,7 +110,7 @@ def test_average_equals_the_model_after_convergence() -> None:
     average = copy.deepcopy(model)
     model(torch.randn(8, 3, 9, 9) * 5 + 3)
     for _ in range(200):
-        average_weights(average, model, 0.9)
+        update_ema(average, model, 0.9)
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)
 
@@ -118,7 +118,7 @@ def test_average_equals_the_model_after_convergence() -> None:
 def test_average_forgets_the_first_weights_soon_and_then_keeps_its_decay() -> None:
     first = 1.0
     for step in range(100):
-        first *= average_decay(0.999, step)
+        first *= ema_decay(0.999, step)
     assert first < 1e-6
-    assert average_decay(0.999, 100_000) == 0.999
-    assert [average_decay(0.0, step) for step in (0, 7)] == [0.0, 0.0]
+    assert ema_decay(0.999, 100_000) == 0.999
+    assert [ema_decay(0.0, step) for step in (0, 7)] == [0.0, 0.0]

@@ -16,7 +16,7 @@ from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, Part, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from tests.photos import real_photos
 
 RECIPE = """
@@ -84,7 +84,7 @@ def test_pretraining_lowers_the_loss() -> None:
         FLOAT32,
     )
     lr, hr = batch()
-    losses = [float(step.run([Part(lr, hr)], number)["g_l1"]) for number in range(60)]
+    losses = [float(step.run([MicroBatch(lr, hr)], number)["g_l1"]) for number in range(60)]
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -94,7 +94,7 @@ def test_the_generators_update_leaves_no_trace_in_the_discriminator_and_the_othe
     assert state.discriminator
     lr, hr = batch()
     critic = snapshot(state.discriminator)
-    part = Part(lr, hr)
+    part = MicroBatch(lr, hr)
     judgements, _ = step._update_generator([part], 0)
     assert not moved(critic, state.discriminator)
     assert all(parameter.grad is None for parameter in state.discriminator.parameters())
@@ -115,7 +115,7 @@ def test_discriminator_loss_and_gradient_equal_one_joint_backward() -> None:
     twin = copy.deepcopy(state.discriminator)
     lr, hr = batch()
     sr = state.generator(lr).detach()
-    losses = step._update_discriminator([Part(lr, hr)], [step._judge(sr, hr)], 0)
+    losses = step._update_discriminator([MicroBatch(lr, hr)], [step._judge(sr, hr)], 0)
     real, fake = twin(hr), twin(sr)
     bce = nn.functional.binary_cross_entropy_with_logits
     joint = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
@@ -132,7 +132,7 @@ def test_sharing_a_forward_pass_gives_the_gradients_of_passes_apart(kind: str) -
     assert state.discriminator
     step, generator, critic = gan_step(state), copy.deepcopy(state.generator), copy.deepcopy(state.discriminator)
     lr, hr = batch()
-    step.run([Part(lr, hr)], 0)
+    step.run([MicroBatch(lr, hr)], 0)
 
     def against(first: torch.Tensor, second: torch.Tensor, label: float) -> torch.Tensor:
         centred = first - second.mean() if kind == "relativistic" else first
@@ -163,7 +163,7 @@ def test_an_undecided_discriminator_has_the_loss_ln_2() -> None:
         for parameter in state.discriminator.parameters():
             parameter.zero_()
     lr, hr = batch()
-    losses = gan_step(state).run([Part(lr, hr)], 0)
+    losses = gan_step(state).run([MicroBatch(lr, hr)], 0)
     assert float(losses["d_loss"]) == pytest.approx(math.log(2), rel=1e-6)
 
 
@@ -188,7 +188,7 @@ def test_every_game_moves_both_networks_and_stays_finite(adversarial: dict[str, 
     before = snapshot(state.generator), snapshot(state.discriminator)
     for number in range(3):
         lr, hr = batch(number)
-        losses = step.run([Part(lr, hr, number)], number)
+        losses = step.run([MicroBatch(lr, hr, number)], number)
         assert all(torch.isfinite(value) for value in losses.values()), losses
     assert moved(before[0], state.generator)
     assert moved(before[1], state.discriminator)
@@ -202,7 +202,7 @@ def test_critic_updates_are_counted() -> None:
     calls: list[int] = []
     assert state.discriminator
     state.discriminator.register_forward_hook(lambda *_: calls.append(1))
-    step.run([Part(*batch())], 0)
+    step.run([MicroBatch(*batch())], 0)
     assert len(calls) == 2 * 5  # real and fake for each update; the first fake one serves the generator, too
 
 
@@ -210,11 +210,11 @@ def test_bf16_channels_last_stays_near_float32() -> None:
     fast = Compute(torch.device("cpu"), torch.bfloat16, torch.channels_last)
     exact, quick = state_of(), state_of()
     lr, hr = batch()
-    wanted = gan_step(exact).run([Part(lr, hr)], 0)
+    wanted = gan_step(exact).run([MicroBatch(lr, hr)], 0)
     for module in (quick.generator, quick.discriminator):
         assert module is not None
         fast.place(module)
-    part = Part(*(t.to(memory_format=torch.channels_last) for t in (lr, hr)))
+    part = MicroBatch(*(t.to(memory_format=torch.channels_last) for t in (lr, hr)))
     got = gan_step(quick, fast).run([part], 0)
     for name in ("g_l1", "d_loss", "g_adversarial"):
         assert float(got[name]) == pytest.approx(float(wanted[name]), rel=0.03)
@@ -229,8 +229,8 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(adversarial: str) -> 
     whole, parted = state_of(*chosen), state_of(*chosen)
     assert whole.discriminator
     assert parted.discriminator
-    first = gan_step(whole).run([Part(lr, hr)], 0)
-    second = gan_step(parted).run([Part(lr[i : i + 1], hr[i : i + 1], share=1 / 4) for i in range(4)], 0)
+    first = gan_step(whole).run([MicroBatch(lr, hr)], 0)
+    second = gan_step(parted).run([MicroBatch(lr[i : i + 1], hr[i : i + 1], share=1 / 4) for i in range(4)], 0)
     for name in first.keys() - {"d_accuracy_real", "d_accuracy_fake"}:  # Wasserstein's depend on the part's mean
         assert float(second[name]) == pytest.approx(float(first[name]), rel=1e-4, abs=1e-7), name
     for one, other in ((whole.generator, parted.generator), (whole.discriminator, parted.discriminator)):
@@ -246,14 +246,14 @@ def test_a_step_that_is_not_finite_leaves_weights_and_statistics_alone() -> None
     step = gan_step(state)
     assert state.discriminator
     lr, hr = batch()
-    step.run([Part(lr, hr)], 0)
+    step.run([MicroBatch(lr, hr)], 0)
     before = {name: value.clone() for m in (state.generator, state.discriminator) for name, value in floats(m)}
-    step.run([Part(lr * math.nan, hr)], 1)
+    step.run([MicroBatch(lr * math.nan, hr)], 1)
     assert float(state.generator_optimizer.bad) == 1 if state.generator_optimizer else False
     for module in (state.generator, state.discriminator):
         for name, value in floats(module):
             assert torch.equal(value, before[name]), name
-    step.run([Part(lr, hr)], 2)
+    step.run([MicroBatch(lr, hr)], 2)
     assert any(not torch.equal(value, before[name]) for name, value in floats(state.generator))
 
 
@@ -269,7 +269,7 @@ def test_a_discriminator_that_is_far_ahead_pauses() -> None:
     paused = []
     for number in range(40):
         before = snapshot(state.discriminator)
-        losses = step.run([Part(lr, hr)], number)
+        losses = step.run([MicroBatch(lr, hr)], number)
         paused.append(float(losses["d_accuracy_real"] + losses["d_accuracy_fake"]) / 2 > 0.9)
         assert float(losses["d_paused"]) == paused[-1]
         assert moved(before, state.discriminator) != paused[-1]

@@ -14,7 +14,7 @@ from ray_sr.recipes.recipe import Recipe
 from ray_sr.store import Store
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
-from ray_sr.training.warm_start import start_from
+from ray_sr.training.warm_start import initial_weights
 
 RECIPE = """
 name: small
@@ -39,21 +39,21 @@ def _state(recipe: Recipe) -> TrainState:
 
 def test_the_same_network_takes_all_weights(ref: str) -> None:
     recipe = parse_recipe(RECIPE, [])
-    start = start_from("base", recipe)
+    start = initial_weights("base", recipe)
     assert (str(start), start.new) == (ref, [])
     state = _state(recipe)
     state.load_generator(start.weights)
-    for network in (state.generator, state.average):
+    for network in (state.generator, state.ema):
         for name, value in network.state_dict().items():
             torch.testing.assert_close(value, start.weights[name])
 
 
 def test_another_scale_takes_what_fits(ref: str) -> None:
-    start = start_from("base", parse_recipe(RECIPE, ["scale=8"]))
+    start = initial_weights("base", parse_recipe(RECIPE, ["scale=8"]))
     assert start.new == ["upconv3.weight", "upconv3.bias"]  # x4 is two pixel shuffles, x8 three
-    assert start_from("base", parse_recipe(RECIPE, ["scale=2"])).new == []
+    assert initial_weights("base", parse_recipe(RECIPE, ["scale=2"])).new == []
     recipe = parse_recipe(RECIPE, ["scale=3", "data.crop=48"])
-    start = start_from("base", recipe)
+    start = initial_weights("base", recipe)
     assert start.new == ["upconv1.weight", "upconv1.bias"]  # four channels for each at x2, nine at x3
     assert str(start) == f"{ref}, but for upconv1.weight, upconv1.bias"
     state = _state(recipe)
@@ -66,4 +66,4 @@ def test_another_scale_takes_what_fits(ref: str) -> None:
 @pytest.mark.parametrize("other", ["generator.blocks=2", "generator.channels=16", "value_range=signed"])
 def test_another_network_is_refused(ref: str, other: str) -> None:
     with pytest.raises(ModelError, match="init base: msrresnet x4 is not the recipe's generator, msrresnet x4"):
-        start_from("base", parse_recipe(RECIPE, [other]))
+        initial_weights("base", parse_recipe(RECIPE, [other]))

@@ -30,13 +30,13 @@ from ray_sr.tuning.results import (
     why_best,
 )
 from ray_sr.tuning.trial_recipe import with_values
-from tests.tuning.made_up_sweep import FIELDS, RECIPE, add_trial, made_up_sweep
+from tests.tuning.synthetic_sweep import FIELDS, RECIPE, add_trial, synthetic_sweep
 
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepFolder:
     """Five trials: the highest is large, one nearly as good is small, one was stopped, one failed, one goes on."""
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     add_trial(sweep, 1, [26, 27, 28, 28.5, 29.00], lr=3e-3, blocks=4, speed=1.0)
     add_trial(sweep, 2, [25.5, 27, 28, 28.4, 28.97], lr=2e-3, blocks=1, speed=4.0)
     add_trial(sweep, 3, [24, 24.5], lr=1e-4, blocks=1, speed=5.0, status="stopped")
@@ -75,7 +75,7 @@ def test_among_equals_the_smaller_network_is_the_best(sweep: SweepFolder) -> Non
     [("{tolerance: 0}", 1), ("{tolerance: 0.05, prefer: speed}", 2), ("{metric: psnr_rgb, tolerance: 0.01}", 1)],
 )
 def test_the_objective_says_what_is_best(tmp_path: Path, objective: str, best: int) -> None:
-    sweep = made_up_sweep(tmp_path / "sweep", FIELDS + f"objective: {objective}")
+    sweep = synthetic_sweep(tmp_path / "sweep", FIELDS + f"objective: {objective}")
     add_trial(sweep, 1, [26, 29.00], blocks=4, speed=1.0)
     add_trial(sweep, 2, [26, 28.97], blocks=1, speed=4.0)
     results = read_results(sweep)
@@ -84,7 +84,7 @@ def test_the_objective_says_what_is_best(tmp_path: Path, objective: str, best: i
 
 
 def test_a_stopped_trial_is_the_best_only_where_none_is_done(tmp_path: Path) -> None:
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     add_trial(sweep, 1, [28], status="stopped")
     add_trial(sweep, 2, [27.5], status="running")
     first = read_results(sweep).best
@@ -134,7 +134,7 @@ def test_tables_hold_every_trial(sweep: SweepFolder) -> None:
 
 def test_values_of_any_kind_go_into_the_tables(tmp_path: Path) -> None:
     space = "fields: {data.flips: {choice: [true, false]}, generator: {grid: [{kind: compact}, {kind: srresnet}]}}"
-    sweep = made_up_sweep(tmp_path / "sweep", space)
+    sweep = synthetic_sweep(tmp_path / "sweep", space)
     add_trial(sweep, 1, [26, 27])
     trial = sweep.trial(1)
     card = trial.card()
@@ -172,7 +172,7 @@ def test_trials_are_compared_at_the_step_that_all_reached(sweep: SweepFolder) ->
 
 
 def test_importance_of_numbers_is_spearmans_rank_correlation(tmp_path: Path) -> None:
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     rng = np.random.default_rng(4)
     rates = rng.uniform(1e-4, 1e-2, 12)
     blocks = rng.choice([1, 2, 4], 12)
@@ -187,7 +187,7 @@ def test_importance_of_numbers_is_spearmans_rank_correlation(tmp_path: Path) -> 
 def test_importance_of_unordered_choices_is_their_correlation_ratio(tmp_path: Path) -> None:
     """1 where the choice alone decides the rank, 0 where the groups' mean ranks are equal."""
     space = "fields: {training.precision: {choice: [fp32, bf16]}, data.cache: {choice: [auto, stream]}}"
-    sweep = made_up_sweep(tmp_path / "sweep", space)
+    sweep = synthetic_sweep(tmp_path / "sweep", space)
     for number, (precision, cache) in enumerate(
         [("fp32", "auto"), ("fp32", "stream"), ("bf16", "stream"), ("bf16", "auto")], 1
     ):
@@ -204,7 +204,7 @@ def test_importance_of_unordered_choices_is_their_correlation_ratio(tmp_path: Pa
 
 
 def test_two_trials_say_nothing_about_importance(tmp_path: Path) -> None:
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     add_trial(sweep, 1, [26])
     add_trial(sweep, 2, [27])
     assert importances(read_results(sweep)) == []
@@ -229,7 +229,7 @@ def test_pictures_are_png_and_svg_with_something_on_them(sweep: SweepFolder) -> 
 
 def test_every_trial_is_a_line_of_its_own(tmp_path: Path) -> None:
     """Another trial changes the picture of courses; the same trials draw the same SVG."""
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     add_trial(sweep, 1, [26, 27])
     one = draw_all(read_results(sweep))
     assert set(one) == {f"{n}.{k}" for n in ("courses", "parallel", "pareto") for k in ("png", "svg")}
@@ -240,7 +240,7 @@ def test_every_trial_is_a_line_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_any_validation_has_no_pictures_and_no_best(tmp_path: Path) -> None:
-    sweep = made_up_sweep(tmp_path / "sweep")
+    sweep = synthetic_sweep(tmp_path / "sweep")
     add_trial(sweep, 1, [], status="failed", reason="no such file")
     results = read_results(sweep)
     assert draw_all(results) == {}
@@ -251,9 +251,9 @@ def test_a_sweep_without_any_validation_has_no_pictures_and_no_best(tmp_path: Pa
 
 
 def test_a_folder_with_a_sweep_is_not_begun_again(tmp_path: Path) -> None:
-    made_up_sweep(tmp_path / "sweep")
+    synthetic_sweep(tmp_path / "sweep")
     with pytest.raises(InputError, match="give --resume"):
-        made_up_sweep(tmp_path / "sweep")
+        synthetic_sweep(tmp_path / "sweep")
     with pytest.raises(InputError, match="no sweep here"):
         SweepFolder.at(tmp_path / "other").card()
     (tmp_path / "sweep" / "sweep.json").write_text("{", encoding="utf-8")

@@ -24,7 +24,7 @@ from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.files import FileOptions
 from ray_sr.upscaling.on_ray import MANIFEST, upscale_archive
 from ray_sr.upscaling.results import Summary
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 
 MODEL = load_model("bicubic", scale=2)
 
@@ -177,7 +177,7 @@ def test_two_photos_of_one_name_and_a_dry_run(tmp_path: Path) -> None:
         [str(tmp_path / "one"), str(tmp_path / "two")],
         str(tmp_path / "out"),
         MODEL,
-        wanted=Wanted(width=99),
+        wanted=TargetSize(width=99),
         dry_run=True,
     )
     assert sorted(file.status for file in summary.files) == ["failed", "planned"]

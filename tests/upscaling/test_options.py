@@ -24,7 +24,7 @@ from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.consistency import BEST_DB, back_project, consistency_db
 from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.piped import upscale_piped
-from ray_sr.upscaling.target_size import Wanted
+from ray_sr.upscaling.target_size import TargetSize
 from tests.photos import real_photos
 
 
@@ -50,17 +50,17 @@ def _coffee(height: int = 64, width: int = 80) -> np.ndarray:
 @pytest.mark.parametrize(
     ("wanted", "size"),
     [
-        (Wanted(), (120, 80)),
-        (Wanted(1.5), (90, 60)),
-        (Wanted(width=100), (150, 100)),
-        (Wanted(height=30), (30, 20)),
-        (Wanted(width=100, height=100), (100, 67)),
-        (Wanted(width=50, height=1000), (75, 50)),
-        (Wanted(height=1), (1, 1)),
+        (TargetSize(), (120, 80)),
+        (TargetSize(1.5), (90, 60)),
+        (TargetSize(width=100), (150, 100)),
+        (TargetSize(height=30), (30, 20)),
+        (TargetSize(width=100, height=100), (100, 67)),
+        (TargetSize(width=50, height=1000), (75, 50)),
+        (TargetSize(height=1), (1, 1)),
     ],
 )
 def test_a_result_has_the_wanted_size_and_the_photos_shape(
-    engine: Engine, wanted: Wanted, size: tuple[int, int]
+    engine: Engine, wanted: TargetSize, size: tuple[int, int]
 ) -> None:
     photo = Photo(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8))
     result = upscale_photo(photo, engine, wanted=wanted)
@@ -69,15 +69,15 @@ def test_a_result_has_the_wanted_size_and_the_photos_shape(
 
 
 def test_results_are_named_by_what_was_wanted() -> None:
-    several = (Wanted(), Wanted(2.5), Wanted(width=9), Wanted(height=8), Wanted(None, 9, 8))
+    several = (TargetSize(), TargetSize(2.5), TargetSize(width=9), TargetSize(height=8), TargetSize(None, 9, 8))
     assert [wanted.suffix(4) for wanted in several] == ["_x4", "_x2.5", "_9w", "_8h", "_9x8"]
 
 
 def test_sizes_that_contradict_are_refused() -> None:
     with pytest.raises(RecipeError, match="exclude each other"):
-        Wanted(2, width=100)
+        TargetSize(2, width=100)
     with pytest.raises(RecipeError, match="at least 1 pixel"):
-        Wanted(width=0)
+        TargetSize(width=0)
 
 
 # Self-ensemble --------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_consistency_holds_for_any_enlargement_and_keeps_gray_and_transparency()
     alpha = np.full(gray.shape[:2], 255, np.uint8)
     alpha[:9] = 0
     photo = Photo(gray, alpha=alpha)
-    result = upscale_photo(photo, engine, wanted=Wanted(3.3), consistency=True)
+    result = upscale_photo(photo, engine, wanted=TargetSize(3.3), consistency=True)
     assert result.pixels.shape == (211, 264, 1)
     back = resize_array(result.pixels, 64, 80)
     assert np.abs(back[20:].astype(int) - gray[20:]).max() <= 1

@@ -27,7 +27,7 @@ fields:
 """
 
 
-def made_up_sweep(folder: Path, space: str = FIELDS) -> SweepFolder:
+def synthetic_sweep(folder: Path, space: str = FIELDS) -> SweepFolder:
     sweep = SweepFolder.at(folder)
     sweep.begin(SweepCard(space=parse_space(space).dump(), shards=str(folder / "shards")), RECIPE)
     return sweep

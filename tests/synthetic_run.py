@@ -31,7 +31,7 @@ training: {{log_every: {EVERY}}}
 """
 
 
-def made_up_run(folder: Path, *, until: int = PRETRAIN + GAN, recipe: str = RECIPE, **changed: float) -> Run:
+def synthetic_run(folder: Path, *, until: int = PRETRAIN + GAN, recipe: str = RECIPE, **changed: float) -> Run:
     """A run that has reached step `until`; `changed` replaces values of the GAN stage's records."""
     run = Run.at(folder)
     run.samples.mkdir(parents=True)
