@@ -19,7 +19,7 @@ _SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 def reference_page() -> str:
     """Markdown: a table of fields for the recipe and for each part of it, in the order of first mention."""
-    parts = ["# Recipe reference", "", "Made from the field descriptions in `ray_sr/recipe.py`."]
+    parts = ["# Recipe reference", "", "Made from the field descriptions in `ray_sr/recipes/`."]
     waiting: list[type[BaseModel]] = [Recipe]
     seen: set[type[BaseModel]] = set()
     while waiting:
