@@ -67,9 +67,7 @@ def _find(name: str, recursive: bool, output: Path | None, records: ResultRecord
         yield FoundPhoto(path, problem=_problem_of_link(path) or "no such file or folder")
 
 
-def _in_folder(
-    folder: Path, recursive: bool, output: Path | None, records: ResultRecords
-) -> Iterator[FoundPhoto]:
+def _in_folder(folder: Path, recursive: bool, output: Path | None, records: ResultRecords) -> Iterator[FoundPhoto]:
     """Photos of a folder; a folder of results inside of it is passed over."""
     inner = None if output is None else os.path.realpath(output)
     if inner == os.path.realpath(folder):

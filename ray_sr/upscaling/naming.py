@@ -57,9 +57,7 @@ def plan_jobs(
     wanted of each. What is missing, or would replace a photo that is read, becomes a job with a problem.
     Raises RecipeError for options that do not fit.
     """
-    if format not in (None, *FORMATS):
-        raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
-    _check_names(inputs, output, suffix)
+    check_names(inputs, output, format, suffix)
     file = _output_file(output)
     folder = None if file or output is None else Path(output)
     records = ResultRecords()
@@ -73,9 +71,28 @@ def plan_jobs(
     return list(_checked(_without_results(placed), chosen, existing, compare, recorded=folder is not None))
 
 
-def _check_names(
-    inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None, suffix: str
+def plan_found(
+    found: Sequence[FoundPhoto], folder: Path, records: ResultRecords, format: str, suffix: str, overwrite: bool
+) -> list[Job]:
+    """Jobs for photos of folders whose results go into `folder`: those that the records do not know as done."""
+    placed = place_results(found, folder, suffix + ENDINGS[format], records)
+    waiting = [
+        (photo, place)
+        for photo, place in _without_results(placed)
+        if not records.of(place.parent).has_done(photo.path, place.name)
+    ]
+    return list(_checked(waiting, format, "overwrite" if overwrite else "skip", compare=False, recorded=True))
+
+
+def check_names(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    format: str | None,
+    suffix: str,
 ) -> None:
+    """Raises RecipeError for names that cannot be what is meant."""
+    if format not in (None, *FORMATS):
+        raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
     places = [os.fspath(place) for place in (*inputs, *([] if output is None else [output]))]
     if "" in places:
         raise RecipeError("an empty name stands for no photo and no folder: name one (. is the folder here)")
@@ -102,25 +119,26 @@ def place_results(
     the same (half.jpg beside half.png), the later one has its own suffix in the name; so it has where the
     records of earlier runs, if they are given, know the place as that of another photo.
     """
-    belows = _belows(found) if folder is not None else {}
-    taken: dict[str, str] = {}
-    placed = []
+    belows = {} if folder is None else _belows(found)
+    choices = []
     for photo in found:
+        beside = photo.path if folder is None else folder / belows[photo]
+        stems = (photo.path.stem, photo.path.name.replace(".", "_"))
+        choices.append((photo, [beside.with_name(stem + ending) for stem in stems]))
+    taken = {} if records is None else _known_owners(choices, records)
+    placed = []
+    for photo, places in choices:
         owner = _key(photo.path)
-        for stem in (photo.path.stem, photo.path.name.replace(".", "_")):
-            if folder is None:
-                place = photo.path.with_name(stem + ending)
-            else:
-                place = folder / belows[photo].with_name(stem + ending)
-            if taken.setdefault(_key(place), owner) == owner and not _is_of_another(place, owner, records):
-                break
-        placed.append((photo, place))
+        free = (place for place in places if taken.setdefault(_key(place), owner) == owner)
+        placed.append((photo, next(free, places[-1])))
     return placed
 
 
-def _is_of_another(place: Path, owner: str, records: ResultRecords | None) -> bool:
-    known = records.of(place.parent).owner(place.name) if records else None
-    return known is not None and known != owner and os.path.exists(known)
+def _known_owners(choices: list[tuple[FoundPhoto, list[Path]]], records: ResultRecords) -> dict[str, str]:
+    """The photos, as long as they are there, whose results the records know at these places."""
+    places = [place for _, choice in choices for place in choice]
+    known = ((place, records.of(place.parent).owner(place.name)) for place in places)
+    return {_key(place): owner for place, owner in known if owner is not None and os.path.exists(owner)}
 
 
 def _belows(found: Sequence[FoundPhoto]) -> dict[FoundPhoto, Path]:

@@ -72,13 +72,21 @@ class FileState:
         return cls(status.st_size, status.st_mtime_ns)
 
 
+@dataclass(frozen=True)
+class _Noted:
+    """A result, and the photo that it was made of, as a real path."""
+
+    result: FileState
+    owner: str
+    source: FileState
+
+
 class ResultRecord:
     """The results in one folder. Reads the file when it is made; lines that are cut short count for nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / RECORD
-        self._results: dict[str, tuple[FileState, str]] = {}
-        self._done: dict[str, FileState] = {}
+        self._results: dict[str, _Noted] = {}
         try:
             data = self._path.read_bytes()
         except OSError:
@@ -90,17 +98,19 @@ class ResultRecord:
     def holds(self, path: Path) -> bool:
         """Whether this file of the folder is a result, unchanged since it was written."""
         known = self._results.get(path.name)
-        return known is not None and known[0] == FileState.of(path)
+        return known is not None and known.result == FileState.of(path)
 
     def owner(self, name: str) -> str | None:
         """The photo, as a real path, whose result has this name."""
         known = self._results.get(name)
-        return None if known is None else known[1]
+        return None if known is None else known.owner
 
-    def has_done(self, source: Path) -> bool:
-        """Whether the photo, as it is now, has its result in this folder, or had it there."""
-        done = self._done.get(os.path.realpath(source))
-        return done is not None and done == FileState.of(source)
+    def has_done(self, source: Path, name: str) -> bool:
+        """Whether the photo, as it is now, has had its result of this name in this folder."""
+        known = self._results.get(name)
+        if known is None or known.owner != os.path.realpath(source):
+            return False
+        return known.source == FileState.of(source)
 
     def add(self, target: Path, source: Path, state: FileState) -> None:
         """Appends a line: `target`, which is there, is the result of `source` as it was in this state.
@@ -135,15 +145,15 @@ class ResultRecord:
             name, owner = str(fields["result"]), str(fields["source"])
         except (ValueError, KeyError, TypeError):
             return
-        self._results[name] = result, owner
-        self._done[owner] = source
+        self._results[name] = _Noted(result, owner, source)
 
 
 class ResultRecords:
-    """The records of all folders, each read once."""
+    """The records of all folders, each read once, and each file looked into once."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, ResultRecord] = {}
+        self._marked: dict[Path, tuple[FileState | None, bool]] = {}
 
     def of(self, folder: Path) -> ResultRecord:
         if folder not in self._folders:
@@ -152,4 +162,9 @@ class ResultRecords:
 
     def is_result(self, path: Path) -> bool:
         """Whether a file in a folder is the result of an earlier run."""
-        return self.of(path.parent).holds(path) or is_marked(path)
+        if self.of(path.parent).holds(path):
+            return True
+        state = FileState.of(path)
+        if path not in self._marked or self._marked[path][0] != state:
+            self._marked[path] = state, is_marked(path)
+        return self._marked[path][1]

@@ -167,7 +167,11 @@ def test_a_record_with_a_torn_line_is_read_and_continued(tmp_path: Path) -> None
     torn.add(results[2], photos[2], state)
     again = ResultRecord(tmp_path)
     assert [again.holds(result) for result in results] == [True, False, True]
-    assert [again.has_done(photo) for photo in photos] == [True, False, True]
+    assert [again.has_done(*both) for both in zip(photos, [r.name for r in results], strict=True)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_xmp_that_cannot_take_the_mark_stays_as_it_is(tmp_path: Path) -> None:
