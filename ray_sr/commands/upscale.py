@@ -48,6 +48,7 @@ _SIDE = click.IntRange(1)
 @click.option("--skip-existing", is_flag=True, help="Leave photos alone whose results exist.")
 @click.option("--recursive", is_flag=True, help="Take the folders inside folders too.")
 @click.option("--lenient", is_flag=True, help="Accept damaged photos as far as they can be read.")
+@click.option("--watch", is_flag=True, help="Go on with what arrives in the folders PHOTOS, until interrupted.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
@@ -61,6 +62,7 @@ def upscale(
     model: str | None,
     tile: int | None,
     tta: bool,
+    watch: bool,
     dry_run: bool,
     device: str,
     precision: Any,
@@ -73,14 +75,18 @@ def upscale(
     """Upscale PHOTOS: files, folders, glob patterns, or - for stdin.
 
     A photo that cannot be read is named and the rest goes on; the exit code is then 3. With --ray, results
-    that are there are skipped, and OUT/manifest.jsonl says what became of each photo.
+    that are there are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, photos are
+    taken when their size and time have been at rest for two seconds, once, also over restarts.
     """
-    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json)
+    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json, watch)
     _check(request, on_ray)
     from ray_sr.store import load_model
 
     loaded = load_model(chosen_model(model, store, request.wanted.scale), store)
     engine_options = {"device": device, "precision": precision, "tile": tile, "ensemble": tta}
+    if watch:
+        _watch(request, loaded, engine_options)
+        return
     if on_ray:
         summary = _on_ray(request, loaded, engine_options, workers)
     else:
@@ -107,6 +113,7 @@ class _Request:
     options: FileOptions
     dry_run: bool
     quiet: bool
+    watch: bool
 
     @property
     def piped(self) -> bool:
@@ -135,6 +142,10 @@ def _options(choices: dict[str, Any]) -> FileOptions:
 
 def _check(request: _Request, on_ray: bool) -> None:
     """Raises UsageError or RecipeError before any model is loaded."""
+    if request.watch and (on_ray or request.piped or request.dry_run or request.options.compare):
+        raise click.UsageError("--watch excludes --ray, --dry-run, --compare and -")
+    if request.watch and request.output is None:
+        raise click.UsageError("--watch needs a folder to write to: -o OUT")
     if on_ray and request.piped:
         raise click.UsageError("- and --ray exclude each other")
     if on_ray and request.output is None:
@@ -145,6 +156,22 @@ def _check(request: _Request, on_ray: bool) -> None:
         from ray_sr.upscaling.piped import check_piped
 
         check_piped(request.photos, request.output, request.options)
+
+
+def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> None:
+    from ray_sr.upscaling import Engine
+    from ray_sr.upscaling.watching import Watch
+
+    engine = Engine(loaded.module, loaded.capability, **engine_options)
+    options: dict[str, Any] = {"wanted": request.wanted, "options": request.options, "quiet": request.quiet}
+    watch = Watch(request.photos, str(request.output), engine, **options)
+    note(f"{loaded.name}: x{engine.scale} on {engine.device}, watching {', '.join(request.photos)}: Ctrl-C ends it")
+    try:
+        watch.run()
+    except KeyboardInterrupt:
+        result = {"model": f"{loaded.name}@{loaded.version}", **watch.summary.to_dict()}
+        show(result, str(watch.summary), request.quiet)
+        raise
 
 
 def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> Summary:

@@ -7,6 +7,7 @@ while the PNG encoder does. A photo that fails is named with its reason, and the
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +33,7 @@ from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.naming import Existing, UpscaleJob, plan_jobs
 from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
+from ray_sr.upscaling.record import ResultRecords, mark_xmp
 from ray_sr.upscaling.results import FileResult, Summary
 from ray_sr.upscaling.target_size import TargetSize
 
@@ -53,6 +55,7 @@ class FileOptions:
     metadata and background: as for `ray_sr.images.encode`. limits: which photos are accepted. consistency: see
     `upscale_photo`. compare: a picture beside each result, of the photo enlarged bicubically and the result.
     in_memory: results of more bytes than this, or whose network's result has more, are written as they are made.
+    mark: results say in their XMP that they are, so that a later run over their folder passes them over.
     """
 
     format: str | None = None
@@ -67,6 +70,7 @@ class FileOptions:
     consistency: bool = False
     compare: bool = False
     in_memory: int = LARGEST_IN_MEMORY
+    mark: bool = True
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,21 @@ def upscale_files(
         results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
         report = ProgressReport(len(jobs), stream, quiet)
-        results = list(run_jobs(jobs, UpscaleWorker(engine, wanted, options), report))
+        worker = UpscaleWorker(engine, wanted, options, deliver=recorder(ResultRecords()))
+        results = list(run_jobs(jobs, worker, report))
     return Summary(tuple(results), time.perf_counter() - begin)
+
+
+def recorder(records: ResultRecords) -> Hook:
+    """Notes results in the record of their folder, after they are written."""
+    lock = threading.Lock()
+
+    def note(job: UpscaleJob) -> None:
+        if job.state is not None and job.target is not None:
+            with lock:
+                records.of(job.target.parent).add(job.target, job.source, job.state)
+
+    return note
 
 
 @dataclass(frozen=True)
@@ -175,6 +192,8 @@ class UpscaleWorker:
     def upscale(self, job: UpscaleJob, photo: Photo, progress: Callable[[float], None]) -> _Made:
         size = self.wanted.of(photo, self.engine.scale)
         warnings = (*photo.warnings, *left_out(photo, job.format))
+        if self.options.mark:
+            photo = replace(photo, xmp=mark_xmp(photo.xmp))
         if self._is_large(photo):
             bands = upscale_in_bands(photo, self.engine, size, progress)
             write_bands(_target(job), photo, size, bands, format=job.format, **self._encoding())

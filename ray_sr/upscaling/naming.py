@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ray_sr.errors import RecipeError
 from ray_sr.images import FORMATS, SUFFIXES, format_of
+from ray_sr.upscaling.finding import FoundPhoto, find_photos
+from ray_sr.upscaling.record import FileState, ResultRecords
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
@@ -23,7 +25,8 @@ ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
 class UpscaleJob:
     """One photo and the place of its result. `problem`: why it cannot be done; `skip`: the result is there.
 
-    comparison: where a picture of the photo beside its result goes, if it is wanted.
+    comparison: where a picture of the photo beside its result goes, if it is wanted. state: of the photo, where
+    its result is to be noted in the record of the folder, because the photo or the result is one of a folder.
     """
 
     source: Path
@@ -32,15 +35,7 @@ class UpscaleJob:
     problem: str | None = None
     skip: bool = False
     comparison: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A file to read, its place below the folder that was named (None where it was named itself)."""
-
-    path: Path
-    below: Path | None = None
-    problem: str | None = None
+    state: FileState | None = None
 
 
 def plan_jobs(
@@ -57,28 +52,47 @@ def plan_jobs(
 
     output: a folder; a file, where it ends in a picture suffix and there is one photo; or None, beside each
     photo. Results are named after their photos plus `suffix`; folders keep their structure. format: one of
-    png, jpeg, webp, tiff; by default the output file's, else png. From folders are taken: files with a picture
-    suffix, not hidden, not results of others in the same folder. compare: a comparison is wanted of each.
-    What is missing, would replace a photo that is read, or another result, becomes a job with a problem.
+    png, jpeg, webp, tiff; by default the output file's, else png. What is taken from folders, see
+    `find_photos`; which name a result gets where two would meet, see `place_results`. compare: a comparison is
+    wanted of each. What is missing, or would replace a photo that is read, becomes a job with a problem.
     Raises RecipeError for options that do not fit.
     """
-    if format not in (None, *FORMATS):
-        raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
-    _check_names(inputs, output, suffix)
+    check_names(inputs, output, format, suffix)
     file = _output_file(output)
     folder = None if file or output is None else Path(output)
-    found = [entry for name in inputs for entry in _find(os.fspath(name), recursive, folder)]
+    records = ResultRecords()
+    found = find_photos(inputs, recursive, folder, records)
     if file and len(found) != 1:
         raise RecipeError(f"{file} names one file, but there are {len(found)} photos: name a folder")
     chosen = format or (format_of(file) if file else "png")
     ending = suffix + ENDINGS[chosen]
-    placed = [(entry, file or _place(entry, folder, ending)) for entry in found]
-    return list(_checked(_without_results(placed), chosen, existing, compare))
+    kept = records if existing == "skip" else None
+    placed = [(found[0], file)] if file else place_results(found, folder, ending, kept)
+    return list(_checked(_without_results(placed), chosen, existing, compare, recorded=folder is not None))
 
 
-def _check_names(
-    inputs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None, suffix: str
+def plan_found(
+    found: Sequence[FoundPhoto], folder: Path, records: ResultRecords, format: str, suffix: str, overwrite: bool
+) -> list[UpscaleJob]:
+    """Jobs for photos of folders whose results go into `folder`: those that the records do not know as done."""
+    placed = place_results(found, folder, suffix + ENDINGS[format], records)
+    waiting = [
+        (photo, place)
+        for photo, place in _without_results(placed)
+        if not records.of(place.parent).has_done(photo.path, place.name)
+    ]
+    return list(_checked(waiting, format, "overwrite" if overwrite else "skip", compare=False, recorded=True))
+
+
+def check_names(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None,
+    format: str | None,
+    suffix: str,
 ) -> None:
+    """Raises RecipeError for names that cannot be what is meant."""
+    if format not in (None, *FORMATS):
+        raise RecipeError(f"unknown picture format {format!r}: choose one of {', '.join(FORMATS)}")
     places = [os.fspath(place) for place in (*inputs, *([] if output is None else [output]))]
     if "" in places:
         raise RecipeError("an empty name stands for no photo and no folder: name one (. is the folder here)")
@@ -96,39 +110,55 @@ def _output_file(output: str | os.PathLike[str] | None) -> Path | None:
     return path if path and path.suffix.lower() in SUFFIXES and not os.path.isdir(path) else None
 
 
-def _find(name: str, recursive: bool, output: Path | None) -> Iterator[_Found]:
-    path = Path(name)
-    if os.path.isdir(path):  # unlike those of Path, these take any name
-        yield from _in_folder(path, recursive, output)
-    elif os.path.exists(path):
-        yield _Found(path)
-    elif matches := sorted(glob.glob(name, recursive=True)):
-        yield from (_Found(Path(match)) for match in matches if not os.path.isdir(match))
-    else:
-        yield _Found(path, problem="no such file or folder")
+def place_results(
+    found: Sequence[FoundPhoto], folder: Path | None, ending: str, records: ResultRecords | None
+) -> list[tuple[FoundPhoto, Path]]:
+    """Each photo with the place of its result, no two with the same.
+
+    Photos named one by one whose results would meet keep the folders that they differ in. Where they meet all
+    the same (half.jpg beside half.png), the later one has its own suffix in the name; so it has where the
+    records of earlier runs, if they are given, know the place as that of another photo.
+    """
+    belows = {} if folder is None else _belows(found)
+    choices = []
+    for photo in found:
+        beside = photo.path if folder is None else folder / belows[photo]
+        stems = (photo.path.stem, photo.path.name.replace(".", "_"))
+        choices.append((photo, [beside.with_name(stem + ending) for stem in stems]))
+    taken = {} if records is None else _known_owners(choices, records)
+    placed = []
+    for photo, places in choices:
+        owner = _key(photo.path)
+        free = (place for place in places if taken.setdefault(_key(place), owner) == owner)
+        placed.append((photo, next(free, places[-1])))
+    return placed
 
 
-def _in_folder(folder: Path, recursive: bool, output: Path | None) -> Iterator[_Found]:
-    """Photos of a folder; a folder of results inside of it is passed over."""
-    results = output.resolve() if output and output.resolve() != folder.resolve() else None
-    photos = []
-    for path in sorted(folder.rglob("*") if recursive else folder.glob("*")):
-        below = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in below.parts)
-        inside = results is not None and path.resolve().is_relative_to(results)
-        if path.suffix.lower() in SUFFIXES and not hidden and not inside and path.is_file():
-            photos.append(_Found(path, below))
-    yield from photos or [_Found(folder, problem="holds no picture (with --recursive, its folders count too)")]
+def _known_owners(choices: list[tuple[FoundPhoto, list[Path]]], records: ResultRecords) -> dict[str, str]:
+    """The photos, as long as they are there, whose results the records know at these places."""
+    places = [place for _, choice in choices for place in choice]
+    known = ((place, records.of(place.parent).owner(place.name)) for place in places)
+    return {_key(place): owner for place, owner in known if owner is not None and os.path.exists(owner)}
 
 
-def _place(entry: _Found, folder: Path | None, ending: str) -> Path:
-    if folder is None:
-        return entry.path.with_name(entry.path.stem + ending)
-    below = entry.below or Path(entry.path.name)
-    return folder / below.with_name(below.stem + ending)
+def _belows(found: Sequence[FoundPhoto]) -> dict[FoundPhoto, Path]:
+    """Where below the output each photo's result goes, still under the photo's name."""
+    named = [photo for photo in found if photo.below is None]
+    counts = Counter(photo.path.stem for photo in named if photo.problem is None)
+    parents = {os.path.abspath(photo.path.parent) for photo in named}
+    root = os.path.commonpath(parents) if parents else ""
+    belows = {}
+    for photo in found:
+        if photo.below is not None:
+            belows[photo] = photo.below
+        elif counts[photo.path.stem] > 1:
+            belows[photo] = Path(os.path.relpath(os.path.abspath(photo.path), root))
+        else:
+            belows[photo] = Path(photo.path.name)
+    return belows
 
 
-def _without_results(placed: list[tuple[_Found, Path]]) -> list[tuple[_Found, Path]]:
+def _without_results(placed: list[tuple[FoundPhoto, Path]]) -> list[tuple[FoundPhoto, Path]]:
     """Leaves out what an earlier run made beside the photos of a folder."""
     results = {_key(target) for entry, target in placed if _key(target) != _key(entry.path)}
     results |= {_key(_comparison(target)) for _, target in placed}
@@ -140,9 +170,8 @@ def _comparison(target: Path) -> Path:
 
 
 def _checked(
-    placed: Iterable[tuple[_Found, Path]], format: str, existing: Existing, compare: bool
+    placed: Sequence[tuple[FoundPhoto, Path]], format: str, existing: Existing, compare: bool, recorded: bool
 ) -> Iterator[UpscaleJob]:
-    placed = list(placed)
     sources = {_key(entry.path) for entry, _ in placed}
     owners: dict[str, Path] = {}
     for entry, target in placed:
@@ -157,7 +186,8 @@ def _checked(
         there = next((place for place in places if os.path.exists(place)), None)
         if problem is None and existing == "refuse" and there is not None:
             problem = f"{there} exists already: use --overwrite or --skip-existing"
-        yield UpscaleJob(entry.path, None if entry.problem else target, format, problem, skip, comparison)
+        state = FileState.of(entry.path) if recorded or entry.below is not None else None
+        yield UpscaleJob(entry.path, None if entry.problem else target, format, problem, skip, comparison, state)
 
 
 def _conflict(target: Path, sources: set[str], owners: dict[str, Path]) -> str | None:

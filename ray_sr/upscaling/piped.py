@@ -47,6 +47,8 @@ def upscale_piped(
     InputError where stdin is empty; all else is in the summary.
     """
     options = options or FileOptions()
+    if output == PIPE:  # what comes on stdout lies in no folder
+        options = replace(options, mark=False)
     with tempfile.TemporaryDirectory(prefix="ray-sr-") as name:
         folder = Path(name)
         photo = _received(stdin, folder, options) if source == PIPE else Path(source)
