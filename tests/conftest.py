@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -15,6 +16,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
 os.environ.update(ENVIRONMENT)
+
+
+# The first of these that fits is a test's tier; what fits none is `fast`. A test or module may name its own.
+TIERS = {
+    "sweep": {"tests/tuning/test_sweep.py"},
+    "cluster": {"tests/cluster/test_hosts.py", "tests/cluster/test_jobs.py"},
+    "browser": {"browser"},  # a fixture
+    "ray": {"ray_local"},
+    "slow": {"s3"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test with its tier: markers in pyproject.toml, `make test-fast`, `test` and `test-nightly`."""
+    for item in items:
+        named = {mark.name for mark in item.iter_markers()}
+        if not named & {*TIERS, "fast"}:
+            has = {*getattr(item, "fixturenames", ()), item.nodeid.partition("::")[0]}
+            item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_in_fast_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whoever starts or looks for a Ray belongs to another tier, where one is shared."""
+    before = ray_is_up()
+    yield
+    if request.node.get_closest_marker("fast") or request.node.get_closest_marker("slow"):
+        assert ray_is_up() == before, "this test starts a Ray: give it the fixture ray_local"
+
+
+def ray_is_up() -> bool:
+    ray = sys.modules.get("ray")
+    return bool(ray and ray.is_initialized())
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
-"""Reads recipes: YAML and `key=value` overrides in, a checked Recipe or all errors with their lines out."""
+"""Reads recipes: YAML and `key=value` overrides in, a checked Recipe or all errors with their lines out.
+
+`parse_section` does the same for any other file of YAML that a Section describes, such as a search space.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,9 +17,11 @@ from pydantic_core import ErrorDetails
 
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.recipes.section import Section
 
 Key = str | int
 KeyPath = tuple[Key, ...]
+S = TypeVar("S", bound=Section)
 
 _LIBRARY = resources.files("ray_sr") / "recipes" / "library"
 
@@ -38,17 +43,35 @@ def load_recipe(name_or_file: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), *, source: str = "recipe") -> Recipe:
     """The recipe written in this YAML text; `source` names it in errors."""
-    data, lines = _parse_yaml(text, source)
+    return parse_section(Recipe, text, overrides, source=source, what="a recipe")
+
+
+def parse_section(
+    model: type[S],
+    text: str,
+    overrides: Sequence[str] = (),
+    *,
+    source: str,
+    what: str,
+    options: Mapping[str, str] | None = None,
+) -> S:
+    """The section that this YAML text describes, with `key=value` overrides applied.
+
+    `what` calls it by its kind in errors ("a recipe"), `source` by its file. `options`: names of command-line
+    options by the override that each gives, for errors to name them. Raises RecipeError, one line for each error:
+    the key, what is wrong, and the line, override or option that it comes from; a key given twice is one.
+    """
+    data, lines = _parse_yaml(text, source, what)
     origins: dict[KeyPath, str] = {path: f"{source}:{line}" for path, line in lines.items()}
     for override in overrides:
         path = _apply_override(data, override)
         origins = {known: place for known, place in origins.items() if known[: len(path)] != path}
-        origins[path] = f"override {override}"
+        origins[path] = (options or {}).get(override, f"override {override}")
     try:
-        return Recipe.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as problem:
-        messages = [line for error in problem.errors() for line in _messages(error, data, origins, source)]
-        raise RecipeError("\n".join(dict.fromkeys(messages))) from None
+        found = [line for error in problem.errors() for line in _messages(error, data, origins, source, model)]
+        raise RecipeError("\n".join(dict.fromkeys(found))) from None
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -76,11 +99,11 @@ def _find(name_or_file: str) -> tuple[str, str]:
     return f"{name_or_file}.yaml", (_LIBRARY / f"{name_or_file}.yaml").read_text("utf-8")
 
 
-def _parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def _parse_yaml(text: str, source: str, what: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[KeyPath, int] = {}
-        _note_lines(node, (), lines, source)
+        _note_lines(node, (), lines, source, inside=())
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -89,11 +112,15 @@ def _parse_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[KeyPath, i
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise RecipeError(f"a recipe is a mapping of keys to values, this is a {type(data).__name__} [{source}]")
+        raise RecipeError(f"{what} is a mapping of keys to values, this is a {type(data).__name__} [{source}]")
     return data, lines
 
 
-def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], source: str) -> None:
+def _note_lines(
+    node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int], source: str, inside: tuple[yaml.Node, ...]
+) -> None:
+    if node and any(node is other for other in inside):
+        raise RecipeError(f"{_dotted(path)}: an alias within what it stands for [{source}:{lines[path]}]")
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
             child = (*path, str(key_node.value))
@@ -101,11 +128,11 @@ def _note_lines(node: yaml.Node | None, path: KeyPath, lines: dict[KeyPath, int]
                 place = f"{source}:{key_node.start_mark.line + 1}"
                 raise RecipeError(f"{_dotted(child)}: given twice, first in line {lines[child]} [{place}]")
             lines[child] = key_node.start_mark.line + 1
-            _note_lines(value, child, lines, source)
+            _note_lines(value, child, lines, source, (*inside, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             lines[(*path, index)] = value.start_mark.line + 1
-            _note_lines(value, (*path, index), lines, source)
+            _note_lines(value, (*path, index), lines, source, (*inside, node))
 
 
 def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
@@ -143,10 +170,12 @@ def _assign(here: Any, part: Key, value: Any, override: str) -> None:
         raise RecipeError(f"override {override!r}: there is nothing at {part!r}")
 
 
-def _messages(error: ErrorDetails, data: dict[str, Any], origins: dict[KeyPath, str], source: str) -> list[str]:
+def _messages(
+    error: ErrorDetails, data: dict[str, Any], origins: dict[KeyPath, str], source: str, root: type[BaseModel]
+) -> list[str]:
     path = _written_path(error, data)
     key = f"{_dotted(path)}: " if path else ""
-    return [f"{key}{line} [{_place(path, origins, source)}]" for line in _explain(error, path).splitlines()]
+    return [f"{key}{line} [{_place(path, origins, source)}]" for line in _explain(error, path, root).splitlines()]
 
 
 def _place(path: KeyPath, origins: dict[KeyPath, str], source: str) -> str:
@@ -175,14 +204,14 @@ def _written_path(error: ErrorDetails, data: Any) -> KeyPath:
     return tuple(path)
 
 
-def _explain(error: ErrorDetails, path: KeyPath) -> str:
+def _explain(error: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
     kind, context, given = error["type"], error.get("ctx", {}), error.get("input")
     if kind == "extra_forbidden":
-        return f"unknown key{did_you_mean(str(path[-1]), _keys_at(error['loc'][:-1]))}"
+        return f"unknown key{did_you_mean(str(path[-1]), _keys_at(root, error['loc'][:-1]))}"
     if kind == "missing":
         return "required, but not given"
     if kind == "union_tag_not_found":
-        return f"say which kind: {_kinds_at(error['loc'])}"
+        return f"say which kind: {_kinds_at(root, error['loc'])}"
     if kind == "union_tag_invalid":
         hint = did_you_mean(str(context["tag"]), context["expected_tags"].replace("'", "").split(", "))
         return f"no kind {context['tag']!r}{hint} (kinds: {context['expected_tags']})"
@@ -200,8 +229,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _models_at(location: Sequence[Key]) -> list[type[BaseModel]]:
-    models: list[type[BaseModel]] = [Recipe]
+def _models_at(root: type[BaseModel], location: Sequence[Key]) -> list[type[BaseModel]]:
+    models: list[type[BaseModel]] = [root]
     for part in location:
         fields = [model.model_fields[part] for model in models if part in model.model_fields]
         if fields:
@@ -211,12 +240,14 @@ def _models_at(location: Sequence[Key]) -> list[type[BaseModel]]:
     return models
 
 
-def _keys_at(location: Sequence[Key]) -> set[str]:
-    return {key for model in _models_at(location) for key in model.model_fields}
+def _keys_at(root: type[BaseModel], location: Sequence[Key]) -> set[str]:
+    return {key for model in _models_at(root, location) for key in model.model_fields}
 
 
-def _kinds_at(location: Sequence[Key]) -> str:
-    kinds = [kind for model in _models_at(location) for kind in get_args(model.model_fields["kind"].annotation)]
+def _kinds_at(root: type[BaseModel], location: Sequence[Key]) -> str:
+    kinds = [
+        kind for model in _models_at(root, location) for kind in get_args(model.model_fields["kind"].annotation)
+    ]
     return ", ".join(kinds)
 
 

@@ -13,18 +13,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, model_validator
 
-from ray_sr.errors import InputError, RecipeError
-from ray_sr.recipes.reader import did_you_mean
+from ray_sr.errors import InputError
+from ray_sr.recipes.reader import did_you_mean, parse_section
 from ray_sr.recipes.section import Section
 
 DomainKind = Literal["loguniform", "uniform", "int", "choice", "grid"]
@@ -263,22 +260,6 @@ class Space(Section):
 # ----------------------------------------------------------------------------------------------- reading
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a space was written: names the line of a key in errors."""
-
-    name: str
-    text: str
-
-    def place(self, location: Sequence[str | int]) -> str:
-        for key in reversed(location):
-            pattern = re.compile(rf"(^|[\s{{,\"'-]){re.escape(str(key))}[\"']?\s*:")
-            for number, line in enumerate(self.text.splitlines(), 1):
-                if pattern.search(line.split("#")[0]):
-                    return f"{self.name}:{number}"
-        return self.name
-
-
 def read_space(path: str | Path, *, trials: int | None = None, seconds: float | None = None) -> Space:
     """The space in a YAML file, with the budget of the command line in place of its own.
 
@@ -295,43 +276,6 @@ def parse_space(
     text: str, *, trials: int | None = None, seconds: float | None = None, source: str = "space"
 ) -> Space:
     """The space written in this YAML text; `source` names it in errors."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{source}:{mark.line + 1}" if mark else source
-        raise RecipeError(f"not YAML: {getattr(error, 'problem', None) or error} [{place}]") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"a space is a mapping with fields, this is {type(data).__name__} [{source}]")
-    given = {name: value for name, value in (("trials", trials), ("time", seconds)) if value is not None}
-    if given and isinstance(data.get("budget", {}), dict):
-        data = {**data, "budget": {**data.get("budget", {}), **given}}
-    try:
-        return Space.model_validate(data)
-    except ValidationError as problem:
-        found = [_explain(error, _Source(source, text)) for error in problem.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(found))) from None
-
-
-def _explain(error: ErrorDetails, source: _Source) -> str:
-    location = error["loc"]
-    key = f"{'.'.join(map(str, location))}: " if location else ""
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        text = f"unknown key{did_you_mean(str(location[-1]), _keys_at(location[:-1]))}"
-    elif kind == "missing":
-        text = "required, but not given"
-    elif kind == "value_error":
-        text = str(error.get("ctx", {})["error"])
-    else:
-        text = f"{error['msg'].replace('Input should be', 'should be')} (got {error.get('input')!r})"
-        if kind == "literal_error":
-            known = error.get("ctx", {})["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-            text += did_you_mean(str(error.get("input")), known)
-    return f"{key}{text} [{source.place(location)}]"
-
-
-def _keys_at(location: Sequence[str | int]) -> list[str]:
-    sections: dict[str, type[Section]] = {"scheduler": SchedulerSpec, "objective": Objective, "budget": Budget}
-    model = sections.get(str(location[0]), Space) if location else Space
-    return list(model.model_fields)
+    given = [("trials", trials), ("time", seconds)]
+    options = {f"budget.{name}={value}": f"option --{name}" for name, value in given if value is not None}
+    return parse_section(Space, text, list(options), source=source, what="a space", options=options)

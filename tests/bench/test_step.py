@@ -51,7 +51,7 @@ def assert_same_weights(ours: nn.Module, plain: nn.Module, atol: float) -> None:
 
 def test_pretraining_is_the_plain_loops(vgg: Path) -> None:
     ours, plain, lr, hr = both("pretrain", vgg, precision="fp32", channels_last="false")
-    average = copy.deepcopy(ours.state.average)
+    average = copy.deepcopy(ours.state.ema)
     for number in range(3):
         mine, theirs = ours.run(lr, hr), plain.run(lr, hr)
         assert float(mine["g_l1"]) == pytest.approx(theirs["g_l1"], rel=1e-4)
@@ -60,7 +60,7 @@ def test_pretraining_is_the_plain_loops(vgg: Path) -> None:
         update_ema(average, ours.state.generator, ema_decay(0.999, number))
     # Adam turns the last bit of a gradient near zero into a step of up to the learning rate.
     assert_same_weights(ours.state.generator, plain.generator, atol=3 * 2 * 2e-4)
-    assert_same_weights(ours.state.average, average, atol=0)
+    assert_same_weights(ours.state.ema, average, atol=0)
 
 
 def test_the_gan_step_is_the_plain_loops(vgg: Path) -> None:

@@ -19,6 +19,7 @@ from ray_sr.cluster import preemption as spot
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.cluster
 def test_a_notice_saves_a_checkpoint_from_which_the_run_goes_on(tmp_path: Path) -> None:
     """Two raylets with a worker on each; `ray drain-node` announces that one goes."""
     often = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}

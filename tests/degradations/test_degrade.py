@@ -76,6 +76,7 @@ def test_pixels_do_not_depend_on_workers(scale: int, steps: list[DegradationSpec
         assert np.array_equal(np.concatenate([*parts]), degrade(hr, steps, scale, generators(rows)))
 
 
+@pytest.mark.slow
 def test_pixels_do_not_depend_on_torch_threads() -> None:
     hr = batch(10, 180, 252)  # enough pixels for torch to share them out; plenty of odd sizes on the way
     threads = torch.get_num_threads()

@@ -155,6 +155,7 @@ def test_bfloat16_stays_close(spec: DiscriminatorSpec) -> None:
     torch.testing.assert_close(result, expected, rtol=0.05, atol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [SMALL[1], SMALL[5]], ids=lambda spec: spec.kind)
 def test_compiles_in_one_piece(spec: DiscriminatorSpec) -> None:
     torch.compiler.reset()

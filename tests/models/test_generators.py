@@ -229,6 +229,7 @@ def test_bfloat16_stays_close(network: NetworkSpec) -> None:
     assert error < 0.03 * expected.std()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [

@@ -545,6 +545,7 @@ def test_what_other_programs_would_misread_is_told(spec: NetworkSpec) -> None:
 # ---------------------------------------------------------------------------------------------- ONNX
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

@@ -87,6 +87,7 @@ def hr(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------- the arithmetic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_equals_torchmetrics_with_the_published_heads(name: LPIPSName) -> None:
     file = published_heads(name)

@@ -89,8 +89,15 @@ def test_two_publishers_at_once(store: Store, processes: Processes) -> None:
     assert not list(Path(store.root).rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-@pytest.mark.parametrize("writes", range(5))
+# Half of the record is written, or all of the channel: one of each everywhere, every other moment by night.
+KILLED = [
+    pytest.param(writes, share, marks=[] if (writes, share) in ((3, 0.5), (4, 1.0)) else pytest.mark.nightly)
+    for writes in range(5)
+    for share in (0.5, 1.0)
+]
+
+
+@pytest.mark.parametrize(("writes", "share"), KILLED)
 def test_killed_while_publishing(store: Store, processes: Processes, writes: int, share: float) -> None:
     """Weights, card, recipe, record, channel: killed in each, what was there stays and what is seen is whole."""
     former = store.publish("small", generator(1), NETWORK, promote="best")
@@ -106,7 +113,9 @@ def test_killed_while_publishing(store: Store, processes: Processes, writes: int
     assert not list(Path(store.root).rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("writes", [0, 5, 10])
+@pytest.mark.parametrize(
+    "writes", [pytest.param(0, marks=pytest.mark.nightly), 5, pytest.param(10, marks=pytest.mark.nightly)]
+)
 def test_s3_that_fails_halfway(s3: str, tmp_path: Path, writes: int) -> None:
     """The network is cut at one of the writes: what was there stays, what is seen is whole, one line says it."""
     root = f"{s3}/{tmp_path.name}/store"

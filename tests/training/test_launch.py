@@ -375,7 +375,11 @@ def test_ctrl_c_saves_a_checkpoint_first(shards: str, tmp_path: Path) -> None:
     assert final_state(run)["step"] == last["step"]
 
 
-@pytest.mark.parametrize("fewest", [2, 1], ids=["replaced", "done without"])
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "fewest",
+    [pytest.param(2, id="replaced"), pytest.param(1, id="done without", marks=pytest.mark.nightly)],
+)
 def test_a_lost_node_is_survived(shards: str, tmp_path: Path, fewest: int) -> None:
     """Two raylets, one worker on each; one is removed in the middle: the run ends with the right step count.
 

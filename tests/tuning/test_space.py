@@ -214,6 +214,39 @@ def test_wrong_spaces_are_refused_in_one_line(text: str, part: str) -> None:
     assert "[space.yaml" in str(caught.value)
 
 
+def test_the_line_is_that_of_the_wrong_value_also_where_its_key_stands_elsewhere_too() -> None:
+    text = "fields:\n  a: {choice: [1]}\nscheduler: {kind: asha}\nobjective:\n  prefer: speed\n  metric: kind\nseed: a\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_space(text, source="space.yaml")
+    assert [line.rpartition(" ")[2] for line in str(caught.value).splitlines()] == [
+        "[space.yaml:6]",
+        "[space.yaml:7]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("seed: 1\nfields: {a: {choice: [1]}}\nseed: 2", "seed: given twice, first in line 1 [space.yaml:3]"),
+        (
+            "fields:\n  a: {choice: [1]}\n  a: {choice: [2]}",
+            "fields.a: given twice, first in line 2 [space.yaml:3]",
+        ),
+        ("fields: &f\n  a: *f", "fields.a: an alias within what it stands for [space.yaml:2]"),
+    ],
+)
+def test_yaml_that_python_would_take_in_silence_is_refused(text: str, part: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_space(text, source="space.yaml")
+    assert str(caught.value) == part
+
+
+def test_a_wrong_option_is_named_and_not_a_line_of_the_file() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_space("fields: {a: {choice: [1]}}\nbudget: {trials: 3}", trials=20_000, source="space.yaml")
+    assert str(caught.value) == "budget.trials: should be less than or equal to 10000 (got 20000) [option --trials]"
+
+
 def test_a_scheduler_needs_validations_before_the_end() -> None:
     late = RECIPE.model_copy(update={"validation": RECIPE.validation.model_copy(update={"every": 200})})
     space = parse_space("{fields: {generator.blocks: {choice: [1, 2]}}, scheduler: asha}")

@@ -32,11 +32,6 @@ from ray_sr.tuning.space import parse_space
 from ray_sr.tuning.sweep import begin_sweep, change_budget, publish_best, run_sweep
 from tests.photos import write_real_photos
 
-# Whole sweeps take minutes each on 2 cores: they run where they are asked for.
-pytestmark = pytest.mark.skipif(
-    "RAY_SR_SWEEPS" not in os.environ, reason="whole sweeps run with RAY_SR_SWEEPS=1 in the environment"
-)
-
 PATIENCE_SECONDS = 300
 RECIPE_TEXT = """
 name: tiny
@@ -126,6 +121,7 @@ def test_asha_stops_the_worse_trial_and_nothing_stays_behind(
     assert record.metrics[0].values["psnr_y"] == pytest.approx(results.ranked[0].objective)
 
 
+@pytest.mark.nightly
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, shards: str) -> None:
     """kill -9 of the driver in the second trial: the first stays as it is, the second goes on."""
     (tmp_path / "tiny.yaml").write_text(RECIPE_TEXT, encoding="utf-8")
@@ -164,6 +160,7 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, shards: str) -> Non
     assert run_sweep(sweep, quiet=True).outcomes == results.outcomes  # nothing is left to do
 
 
+@pytest.mark.nightly
 def test_population_based_training_hands_on_states(tmp_path: Path, shards: str) -> None:
     """The trial that learns nothing takes over the state of the other one, and another learning rate."""
     space = """
@@ -188,6 +185,7 @@ def test_population_based_training_hands_on_states(tmp_path: Path, shards: str) 
     wait_until(nothing_is_reserved)
 
 
+@pytest.mark.nightly
 def test_ctrl_c_and_a_spent_budget_let_trials_end_at_a_checkpoint(tmp_path: Path, shards: str) -> None:
     recipe = parse_recipe(RECIPE_TEXT, ["pretrain.steps=50000"])
     space = "{fields: {generator.blocks: {grid: [1, 2]}}, budget: {trials: 2, time: 1h}}"
