@@ -7,8 +7,9 @@ may be bfloat16). Every loss is a scalar, computed in float32, not multiplied by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,13 @@ from ray_sr.perceptual.vgg import FeatureNetwork, load_feature_network
 from ray_sr.recipes.losses import (
     AdversarialSpec,
     ColourLossSpec,
+    DistillSpec,
     FeaturesSpec,
+    FourierLossSpec,
     LossSpec,
     PerceptualLossSpec,
     PixelLossSpec,
+    StructuralLossSpec,
     TotalVariationSpec,
 )
 
@@ -34,22 +38,39 @@ _CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))  # RGB to C
 
 
 class ContentLoss(nn.Module):
-    """One term of the generator's content loss: `forward(sr, hr)` is the scalar, `weight` its factor.
+    """One term of the generator's content loss: `forward(sr, hr, lr)` is the scalar, `weight` its factor.
 
-    With `sharpened` the output is compared with HR after an unsharp mask (Real-ESRGAN, arXiv 2107.10833).
+    With `teacher` the output is compared with what that makes of the same `lr`, without gradients. With
+    `sharpened` it is compared with HR after an unsharp mask (Real-ESRGAN, arXiv 2107.10833).
     """
 
-    def __init__(self, name: str, weight: float, distance: Distance, sharpened: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        weight: float,
+        distance: Distance,
+        sharpened: bool = False,
+        teacher: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.teacher = teacher
         self.name = name
         self.weight = weight
         self.distance = distance
         self.sharpened = sharpened
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        target = sharpen(hr.float()) if self.sharpened else hr.float()
-        loss: Tensor = self.distance(sr.float(), target)
+    def forward(self, sr: Tensor, hr: Tensor, lr: Tensor | None = None) -> Tensor:
+        loss: Tensor = self.distance(sr.float(), self._target(hr, lr))
         return loss
+
+    def _target(self, hr: Tensor, lr: Tensor | None) -> Tensor:
+        if self.teacher is None:
+            return sharpen(hr.float()) if self.sharpened else hr.float()
+        if lr is None:
+            raise ValueError("distillation needs the input that the output was made from")
+        with torch.no_grad():
+            taught: Tensor = self.teacher(lr)
+        return taught.float()
 
 
 def build_content_losses(
@@ -58,8 +79,11 @@ def build_content_losses(
     device: torch.device | str = "cpu",
     memory_format: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype | None = None,
+    teachers: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> list[ContentLoss]:
     """The terms in the order of `specs`, on `device`; names are unique ("l1", "perceptual_vgg19", "l1_2").
+
+    `teachers` are the models, in evaluation mode, that distillation names.
 
     `dtype` is that of autocast, where there is one: feature networks are converted to it once, and not by
     autocast in every step. Raises the errors of `perceptual.vgg.load_feature_network` for perceptual losses.
@@ -72,14 +96,15 @@ def build_content_losses(
         if names[name] > 1:
             name = f"{name}_{names[name]}"
         sharpened = isinstance(spec, PixelLossSpec | PerceptualLossSpec) and spec.target == "sharpened"
-        term = ContentLoss(name, spec.weight, _distance(spec, features, dtype), sharpened)
+        teacher = teachers[spec.teacher] if isinstance(spec, DistillSpec) else None
+        term = ContentLoss(name, spec.weight, _distance(spec, features, dtype), sharpened, teacher)
         terms.append(term.to(device).to(memory_format=memory_format))
     return terms
 
 
 def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None) -> Distance:
     match spec:
-        case PixelLossSpec(kind="l1"):
+        case PixelLossSpec(kind="l1") | DistillSpec():
             return F.l1_loss
         case PixelLossSpec(kind="mse"):
             return F.mse_loss
@@ -105,6 +130,10 @@ def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None)
             return lambda sr, hr: histogram_distance(sr, hr, spec.bins)
         case TotalVariationSpec():
             return lambda sr, hr: total_variation(sr)
+        case FourierLossSpec():
+            return fourier_distance
+        case StructuralLossSpec():
+            return lambda sr, hr: 1 - ms_ssim(sr, hr, spec.levels)
 
 
 def charbonnier(sr: Tensor, hr: Tensor, eps: float) -> Tensor:
@@ -179,6 +208,59 @@ def total_variation(photos: Tensor) -> Tensor:
     across = (photos[..., :, 1:] - photos[..., :, :-1]).abs().mean()
     down = (photos[..., 1:, :] - photos[..., :-1, :]).abs().mean()
     return across + down
+
+
+def fourier_distance(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean absolute difference of the real and imaginary parts of the two spectra, not divided by their size.
+
+    The spectrum of real values mirrors itself: half of it is computed, and counts twice but for its ends.
+    """
+    width = sr.shape[-1]
+    difference = torch.view_as_real(torch.fft.rfft2(sr - hr)).abs().sum(-1)
+    twice = difference[..., 1 : (width + 1) // 2].sum()
+    return (difference.sum() + twice) / (2 * sr.numel())
+
+
+_LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the paper, from fine to coarse
+_STABLE = (0.01**2, 0.03**2)
+_LEAST_LIKENESS = 1e-6  # structure can be opposite; powers of negative numbers are none
+
+
+def ms_ssim(sr: Tensor, hr: Tensor, levels: int = 5) -> Tensor:
+    """MS-SSIM of values in [0, 1], mean over photos and channels (Wang, Simoncelli and Bovik 2003, eq. 7).
+
+    A Gaussian window of 11 and sigma 1.5 without padding; halved by means of 2x2 between levels, whose weights
+    are scaled to the sum of 1.
+    """
+    weights = sr.new_tensor(_LEVEL_WEIGHTS[:levels])
+    weights = weights / weights.sum()
+    value = sr.new_ones(sr.shape[:2])
+    for level in range(levels):
+        if level:
+            sr, hr = F.avg_pool2d(sr, 2), F.avg_pool2d(hr, 2)
+        light, structure = _ssim_parts(sr, hr)
+        likeness = (light * structure if level == levels - 1 else structure).mean((2, 3))
+        value = value * likeness.clamp(min=_LEAST_LIKENESS) ** weights[level]
+    return value.mean()
+
+
+def _ssim_parts(sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps of the likeness of brightness, and of contrast and structure (Wang et al. 2004, eq. 13)."""
+    stacked = torch.cat([sr, hr, sr * sr, hr * hr, sr * hr])
+    mean_sr, mean_hr, square_sr, square_hr, product = _windowed(stacked).chunk(5)
+    light = (2 * mean_sr * mean_hr + _STABLE[0]) / (mean_sr**2 + mean_hr**2 + _STABLE[0])
+    covariance = product - mean_sr * mean_hr
+    variances = square_sr - mean_sr**2 + square_hr - mean_hr**2
+    return light, (2 * covariance + _STABLE[1]) / (variances + _STABLE[1])
+
+
+def _windowed(values: Tensor) -> Tensor:
+    """Means under the Gaussian window, rows then columns; the sides lose 10."""
+    channels = values.shape[1]
+    window = torch.exp(-((torch.arange(11, device=values.device, dtype=values.dtype) - 5) ** 2) / (2 * 1.5**2))
+    window = (window / window.sum()).expand(channels, 1, 1, 11)
+    across = F.conv2d(values, window, groups=channels)
+    return F.conv2d(across, window.mT, groups=channels)
 
 
 # ----------------------------------------------------------------------------------- adversarial losses

@@ -58,10 +58,12 @@ def show_recipe(name: str, overrides: tuple[str, ...], networks: bool, as_json: 
 @click.argument("file")
 @overrides_argument
 def check_recipe(file: str, overrides: tuple[str, ...]) -> None:
-    """Check a recipe: all errors at once, each with its line."""
+    """Check a recipe: all errors at once, each with its line; then the teachers that it names."""
     from ray_sr.recipes.reader import load_recipe
+    from ray_sr.training.teachers import check_teachers
 
     recipe = load_recipe(file, overrides)
+    check_teachers(recipe)
     click.echo(f"{file}: right ({recipe.generator.kind} x{recipe.scale}, {recipe.total_steps:,} steps)")
 
 

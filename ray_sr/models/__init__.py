@@ -20,10 +20,12 @@ from ray_sr.models.discriminators import (
     UNetDiscriminator,
     VGGDiscriminator,
 )
-from ray_sr.models.folding import fold_batchnorm
+from ray_sr.models.folding import folded
 from ray_sr.models.generator import Capability, Generator
 from ray_sr.models.msrresnet import MSRResNet
+from ray_sr.models.rlfn import RLFN
 from ray_sr.models.rrdbnet import RRDBNet
+from ray_sr.models.span import SPAN
 from ray_sr.models.srresnet import SRResNet
 from ray_sr.models.upresnet import UpResNet
 from ray_sr.recipes.networks import DiscriminatorSpec, NetworkSpec
@@ -36,7 +38,7 @@ __all__ = [
     "build_discriminator",
     "build_generator",
     "count_parameters",
-    "fold_batchnorm",
+    "folded",
 ]
 
 _GENERATORS: dict[str, Callable[[Any, int], Generator]] = {
@@ -46,6 +48,8 @@ _GENERATORS: dict[str, Callable[[Any, int], Generator]] = {
     "compact": Compact,
     "upresnet": UpResNet,
     "deblurgan": DeblurGAN,
+    "span": SPAN,
+    "rlfn": RLFN,
 }
 _DISCRIMINATORS: dict[str, Callable[[Any, int], nn.Module]] = {
     "srgan": SRGANDiscriminator,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ray_sr.errors import ModelError, ResourceError
-from ray_sr.models import Capability, Generator
+from ray_sr.models import Capability, Generator, folded
 from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec
 from ray_sr.storage import open_filesystem, write_file
 
@@ -91,7 +91,7 @@ def _onnx_bytes(module: Generator, opset: int) -> bytes:
     try:
         with _quiet():
             program = torch.onnx.export(
-                _Plain(module).eval(),
+                _Plain(folded(module)),
                 (sample,),
                 dynamo=True,
                 opset_version=opset,

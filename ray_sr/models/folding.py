@@ -1,4 +1,4 @@
-"""Merging BatchNorm into the convolutions before it, for faster upscaling with the same result."""
+"""Layers that are one linear map made into one convolution, for faster upscaling with the same result."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from ray_sr.models.generator import Generator
+from ray_sr.models.span import BranchedConv
 
 
-def fold_batchnorm(generator: Generator) -> Generator:
-    """A copy in eval mode with each BatchNorm that follows a convolution folded into its weights and bias.
+def folded(generator: Generator) -> Generator:
+    """A copy in eval mode: BatchNorm merged into the convolution before it, SPAN's branches into one kernel.
 
     The outputs equal those of `generator.eval()` up to rounding; `generator` is left as it was. The copy is
     for inference: nothing in it is trainable, and its state dict does not load into the network it came from.
-    A network without BatchNorm is copied as it is.
+    A network with nothing to fold is copied as it is.
     """
-    folded = copy.deepcopy(generator).eval().requires_grad_(False)
-    for module in list(folded.modules()):
+    copied = copy.deepcopy(generator).eval().requires_grad_(False)
+    for module in list(copied.modules()):
         if isinstance(module, nn.Sequential):
             _fold_pairs(module)
-    return folded
+        for name, child in module.named_children():
+            if isinstance(child, BranchedConv):
+                setattr(module, name, child.folded().requires_grad_(False))
+    return copied
 
 
 def _fold_pairs(layers: nn.Sequential) -> None:

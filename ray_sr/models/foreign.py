@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError
-from ray_sr.models import Capability, Generator
-from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.models import Capability, Generator, build_generator
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RLFNSpec, RRDBNetSpec, SPANSpec
 from ray_sr.storage import first_line
 
 State = dict[str, Tensor]
@@ -90,6 +90,9 @@ class Family:
     renames: tuple[tuple[str, str], ...]
     """Patterns of foreign names with our names."""
     infer: Callable[[State], NetworkSpec]
+    """The network, from all renamed keys."""
+    ignored: str = "(?!)"
+    """Pattern of keys that hold nothing of their own."""
 
 
 def recognise(state: Mapping[str, Tensor], source: str) -> tuple[NetworkSpec, State] | None:
@@ -98,21 +101,25 @@ def recognise(state: Mapping[str, Tensor], source: str) -> tuple[NetworkSpec, St
     Raises ModelError for our families in a form that ray-sr does not build.
     """
     found = _family_of(state)
-    return (_inferred(found[0], found[1], source), found[1]) if found else None
+    return (_inferred(*found, source), _own(*found)) if found else None
 
 
 def our_names(state: Mapping[str, Tensor]) -> State:
     """The state dict with the keys of our families renamed to ours, any other as it is."""
     found = _family_of(state)
-    return found[1] if found else dict(state)
+    return _own(*found) if found else dict(state)
 
 
 def _family_of(state: Mapping[str, Tensor]) -> tuple[Family, State] | None:
     for family in _FAMILIES:
         renamed = {_rename(key, family.renames): tensor for key, tensor in state.items()}
-        if family.anchor in renamed and all(re.fullmatch(family.keys, key) for key in renamed):
+        if family.anchor in renamed and all(re.fullmatch(family.keys, key) for key in _own(family, renamed)):
             return family, renamed
     return None
+
+
+def _own(family: Family, state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if not re.fullmatch(family.ignored, key)}
 
 
 def _rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
@@ -181,6 +188,45 @@ def _compact(state: State) -> NetworkSpec:
     return NetworkSpec.model_validate({"scale": scale, "generator": generator})
 
 
+def _span(state: State) -> NetworkSpec:
+    """Folded kernels (eval_conv) are left out: those of files in training are out of date."""
+    channels, inputs = state["conv_1.sk.weight"].shape[:2]
+    _colours(inputs, (3,))
+    generator = SPANSpec(
+        blocks=_highest(state, "block_"), channels=channels, published_input="no_norm" not in state
+    )
+    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+    return NetworkSpec.model_validate({"scale": scale, "generator": generator})
+
+
+def _rlfn(state: State) -> NetworkSpec:
+    """The file does not tell which range of values it is for: the one in which a gray picture stays as it is."""
+    channels, inputs = state["conv_1.weight"].shape[:2]
+    _colours(inputs, (3,))
+    inner, narrow = (state[f"block_1.{name}.weight"].shape[0] for name in ("c1_r", "esa.conv1"))
+    size = {"channels": channels, "inner": None if inner == channels else inner, "attention": narrow}
+    scale = math.isqrt(state["upsampler.0.weight"].shape[0] // 3)
+    generators = [
+        RLFNSpec(blocks=_highest(state, "block_"), published_input=published, **size) for published in (True, False)
+    ]
+    networks = [NetworkSpec.model_validate({"scale": scale, "generator": spec}) for spec in generators]
+    return min(networks, key=lambda network: _change_of_gray(network, state))
+
+
+def _change_of_gray(network: NetworkSpec, state: State) -> float:
+    with torch.random.fork_rng(devices=[]):
+        module = build_generator(network).eval()
+    module.load_state_dict(state)
+    gray = torch.full((1, 3, 24, 24), 0.5)
+    with torch.inference_mode():
+        return float((module(gray) - 0.5).abs().mean())
+
+
+def _highest(state: State, prefix: str) -> int:
+    numbers = [re.match(rf"{prefix}(\d+)\.", key) for key in state]
+    return max(int(found[1]) for found in numbers if found)
+
+
 _FAMILIES = (
     Family(
         anchor="body.0.rdb1.conv1.weight",
@@ -209,6 +255,19 @@ _FAMILIES = (
             (r"^HRconv\.", "conv_hr."),
         ),
         infer=_msrresnet,
+    ),
+    Family(
+        anchor="block_1.c1_r.sk.weight",
+        keys=r"((conv_[12]|block_\d+\.c[123]_r)\.(sk|conv\.[012])|conv_cat|upsampler\.0)\.(weight|bias)",
+        renames=(),
+        infer=_span,
+        ignored=r"no_norm|.*\.eval_conv\.(weight|bias)",
+    ),
+    Family(
+        anchor="block_1.esa.conv1.weight",
+        keys=r"(conv_[12]|block_\d+\.(c[123]_r|c5|esa\.conv(_f|[1-4]))|upsampler\.0)\.(weight|bias)",
+        renames=(),
+        infer=_rlfn,
     ),
     Family(anchor="body.0.weight", keys=r"body\.\d+\.(weight|bias)", renames=(), infer=_compact),
 )

@@ -23,6 +23,11 @@ def transposed_conv() -> Layer:
     return lambda first, last: (first // 2, (last + 1) // 2)
 
 
+def pool(size: int, stride: int) -> Layer:
+    """Pooling without padding."""
+    return lambda first, last: (first * stride, last * stride + size - 1)
+
+
 def enlarge(factor: int) -> Layer:
     """Nearest upsampling or a pixel shuffle: output position y comes from y // factor."""
     return lambda first, last: (first // factor, last // factor)

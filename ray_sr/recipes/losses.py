@@ -83,8 +83,44 @@ class TotalVariationSpec(Section):
     weight: Positive = Field(1.0, description="factor of this term")
 
 
+class FourierLossSpec(Section):
+    """Mean absolute difference of the 2-D Fourier transforms: real and imaginary parts (arXiv 2108.05054)."""
+
+    kind: Literal["fft"] = "fft"
+    weight: Positive = Field(0.05, description="factor of this term; the transform is not divided by its size")
+
+
+class StructuralLossSpec(Section):
+    """1 - MS-SSIM (Wang, Simoncelli and Bovik 2003): likeness of structure from fine to coarse."""
+
+    kind: Literal["ms_ssim"] = "ms_ssim"
+    weight: Positive = Field(1.0, description="factor of this term")
+    levels: int = Field(
+        5, ge=1, le=5, description="sizes that are looked at, each half of the one before; 5 need crops of 176 px"
+    )
+
+    @property
+    def minimum_crop(self) -> int:
+        return 11 * 2 ** (self.levels - 1)
+
+
+class DistillSpec(Section):
+    """Distance to what another model makes of the same input (knowledge distillation)."""
+
+    kind: Literal["distill"] = "distill"
+    weight: Positive = Field(1.0, description="factor of this term")
+    teacher: str = Field(min_length=1, description="model of the same scale (store name, folder or file)")
+
+
 LossSpec = Annotated[
-    PixelLossSpec | PerceptualLossSpec | ColourLossSpec | TotalVariationSpec, Field(discriminator="kind")
+    PixelLossSpec
+    | PerceptualLossSpec
+    | ColourLossSpec
+    | TotalVariationSpec
+    | FourierLossSpec
+    | StructuralLossSpec
+    | DistillSpec,
+    Field(discriminator="kind"),
 ]
 
 

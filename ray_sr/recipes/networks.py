@@ -77,8 +77,39 @@ class DeblurGANSpec(Section):
     )
 
 
+class SPANSpec(Section):
+    """Swift Parameter-free Attention Network (arXiv 2311.12770): few wide layers that weigh their own output."""
+
+    scales: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 8)
+    kind: Literal["span"] = "span"
+    blocks: int = Field(6, ge=1, le=64, description="number of blocks, three 3x3 convolutions each")
+    channels: int = Field(48, ge=4, le=512, description="feature channels")
+    branches: bool = Field(
+        True, description="train each 3x3 convolution as a product of four, which folding makes one again"
+    )
+    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights do without")
+    published_input: bool = Field(
+        False, description="subtract DIV2K's mean colour and multiply by 255, as most published weights want it"
+    )
+
+
+class RLFNSpec(Section):
+    """Residual Local Feature Network (arXiv 2205.07514): three 3x3 convolutions and spatial attention a block."""
+
+    scales: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 8)
+    kind: Literal["rlfn"] = "rlfn"
+    blocks: int = Field(6, ge=1, le=64, description="number of blocks")
+    channels: int = Field(52, ge=4, le=512, description="feature channels")
+    inner: int | None = Field(None, ge=4, le=512, description="channels inside a block; by default the same")
+    attention: int = Field(16, ge=1, le=256, description="channels of the spatial attention")
+    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights do without")
+    published_input: bool = Field(
+        False, description="work on values in [0, 255], as NTIRE's published weights want it"
+    )
+
+
 GeneratorSpec = Annotated[
-    SRResNetSpec | MSRResNetSpec | RRDBNetSpec | CompactSpec | UpResNetSpec | DeblurGANSpec,
+    SRResNetSpec | MSRResNetSpec | RRDBNetSpec | CompactSpec | UpResNetSpec | DeblurGANSpec | SPANSpec | RLFNSpec,
     Field(discriminator="kind"),
 ]
 

@@ -39,7 +39,10 @@ class Recipe(Section):
     init: str | None = Field(
         None,
         description="model whose weights the generator starts from (store name, folder or file); one of another "
-        "scale gives what fits: all but what enlarges",
+        "scale gives what fits: all but what enlarges; a deeper one gives some of its blocks",
+    )
+    init_blocks: list[int] | None = Field(
+        None, description="numbers (from 0) of the blocks taken from a deeper init; by default evenly spaced"
     )
     pretrain: PretrainSpec | None = Field(None, description="first stage; left out: none")
     gan: GanSpec | None = Field(None, description="second stage; left out: none")
@@ -115,6 +118,10 @@ def _features(recipe: Recipe) -> Iterator[str]:
     deep = any(loss.kind == "perceptual" and any("conv5" in name for name in loss.layers) for loss in losses)
     if deep and recipe.data.crop < 16:
         yield f"perceptual layers of block 5 need data.crop 16 or more, not {recipe.data.crop}"
+    for loss in losses:
+        if loss.kind == "ms_ssim" and recipe.data.crop < loss.minimum_crop:
+            need = f"ms_ssim with {loss.levels} levels needs data.crop {loss.minimum_crop} or more"
+            yield f"{need}, not {recipe.data.crop}: fewer levels need less"
 
 
 def _workers(recipe: Recipe) -> Iterator[str]:

@@ -33,6 +33,7 @@ from ray_sr.storage import first_line, resolve_location
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
 from ray_sr.training.runs import Run
+from ray_sr.training.teachers import check_teachers
 from ray_sr.training.trackers import Trackers, check_trackers
 from ray_sr.training.warm_start import InitialWeights, initial_weights
 from ray_sr.training.worker import train_worker
@@ -83,6 +84,7 @@ def train(
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
     start = initial_weights(recipe.init, recipe) if recipe.init else None
+    teachers = check_teachers(recipe)
     with run.held():
         facts = _write_facts(recipe, run, place, digest, start)
         shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
@@ -99,6 +101,7 @@ def train(
             "shared": [file for file in shared if "://" not in file],
             "monitor": monitor,
             "init": ray.put(start.weights) if start else None,
+            "teachers": ray.put(teachers),
             "stream": ray.put(stream),
             "segment_rows": rows,
             "data": {

@@ -61,7 +61,7 @@ class PretrainStep:
                 torch.manual_seed(micro.seed)
                 with self.compute.autocast():
                     sr = self.generator(micro.lr)
-                    terms = content_terms(self.losses, sr, micro.hr)
+                    terms = content_terms(self.losses, sr, micro.hr, micro.lr)
                 total = weighted_sum(self.losses, terms)
                 (micro.share * total).backward()
             means.add({"g_total": total, **_named(self.losses, terms)})
@@ -149,7 +149,7 @@ class GanStep:
         """Add the gradients of a micro-batch to the generator's."""
         with self.compute.autocast():
             sr = self.generator(micro.lr)
-            terms = content_terms(self.losses, sr, micro.hr)
+            terms = content_terms(self.losses, sr, micro.hr, micro.lr)
         output = self._judge(sr, micro.hr)
         adversarial = self.adversarial.generator_loss(output.fake, output.real)
         weighted = self.spec.weight * adversarial
@@ -237,8 +237,8 @@ class Means:
         return {name: value / self._parts for name, value in self._sums.items()}
 
 
-def content_terms(losses: Sequence[ContentLoss], sr: Tensor, hr: Tensor) -> list[Tensor]:
-    return [loss(sr, hr) for loss in losses]
+def content_terms(losses: Sequence[ContentLoss], sr: Tensor, hr: Tensor, lr: Tensor) -> list[Tensor]:
+    return [loss(sr, hr, lr) for loss in losses]
 
 
 def weighted_sum(losses: Sequence[ContentLoss], terms: Sequence[Tensor]) -> Tensor:

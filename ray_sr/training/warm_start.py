@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ray_sr.errors import ModelError
 from ray_sr.models import build_generator
+from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.store import load_model
 
@@ -29,19 +32,67 @@ def initial_weights(ref: str, recipe: Recipe) -> InitialWeights:
     """What the model gives to the recipe's generator: all, or what fits where only the scale is another.
 
     A network for x2 is a good start for x4 and saves most of its training (EDSR, arXiv 1707.02921, section
-    3.2); the other way round as well. Raises ModelError where it is another network, and the errors of
-    `load_model`.
+    3.2); the other way round as well. So is a deeper network with some of its residual blocks left out: the
+    others need little training to do without them. Raises ModelError where it is another network, and the
+    errors of `load_model`.
     """
     model = load_model(ref)
     theirs, ours = model.network, recipe.network
-    if theirs is None or theirs.model_copy(update={"scale": ours.scale}) != ours:
+    if theirs is None or not _alike(theirs, ours):
         named = f"{theirs.generator.kind} x{theirs.scale}" if theirs else "a foreign network"
         raise ModelError(
             f"init {ref}: {named} is not the recipe's generator, {recipe.generator.kind} x{recipe.scale} "
             "with the same options"
         )
+    blocks = _taken_blocks(ref, theirs, recipe)
     given = model.module.state_dict()
+    if _depth(theirs) > _depth(ours):
+        given = _renumbered(given, blocks)
     with torch.device("meta"):
         own = build_generator(ours).state_dict()
     fitting = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     return InitialWeights(f"{model.name}@{model.version}", fitting, [name for name in own if name not in fitting])
+
+
+_STACKS = ("srresnet", "msrresnet", "rrdbnet", "upresnet", "span", "rlfn")  # their blocks are all alike
+_BLOCK = re.compile(r"^(body\.|blocks\.|block_)(\d+)\.")
+
+
+def _depth(network: NetworkSpec) -> int:
+    return getattr(network.generator, "blocks", 0)
+
+
+def _alike(theirs: NetworkSpec, ours: NetworkSpec) -> bool:
+    """Whether they are one network but for the scale and, where theirs has more, the number of blocks."""
+    update: dict[str, Any] = {"scale": ours.scale}
+    if theirs.generator.kind in _STACKS and _depth(theirs) > _depth(ours):
+        update["generator"] = theirs.generator.model_copy(update={"blocks": _depth(ours)})
+    return theirs.model_copy(update=update) == ours
+
+
+def _taken_blocks(ref: str, theirs: NetworkSpec, recipe: Recipe) -> list[int]:
+    """Numbers (from 0) of the blocks that are taken from their network, one for each of ours."""
+    have, want = _depth(theirs), _depth(recipe.network)
+    chosen = recipe.init_blocks
+    if chosen is None:
+        return [round(number * (have - 1) / max(want - 1, 1)) for number in range(want)]
+    if len(chosen) != want or chosen != sorted(set(chosen)) or not all(0 <= number < have for number in chosen):
+        raise ModelError(
+            f"init_blocks {chosen}: name {want} blocks of init {ref} in rising order, each from 0 to {have - 1}"
+        )
+    return chosen
+
+
+def _renumbered(state: dict[str, Tensor], blocks: list[int]) -> dict[str, Tensor]:
+    """The state with the chosen blocks alone, numbered anew; SPAN and RLFN count theirs from 1."""
+    renumbered = {}
+    for name, tensor in state.items():
+        found = _BLOCK.match(name)
+        if found is None:
+            renumbered[name] = tensor
+            continue
+        first = 1 if found[1] == "block_" else 0
+        old = int(found[2]) - first
+        if old in blocks:
+            renumbered[f"{found[1]}{blocks.index(old) + first}.{name[found.end() :]}"] = tensor
+    return renumbered

@@ -30,6 +30,7 @@ from ray_sr.training.preemption import PreemptionWatcher
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
+from ray_sr.training.teachers import place_teachers
 from ray_sr.training.validation import Validator
 
 MOST_BAD_STEPS = 10
@@ -107,6 +108,7 @@ class Worker:
         self.wait = 0.0
         self.number = 0
         self.stop_answer: Any = None
+        self.teachers = place_teachers(ray.get(config["teachers"]), self.compute)
         self.step = self._build_step()
 
     def run(self) -> None:
@@ -148,7 +150,7 @@ class Worker:
         at = self.compute.device, self.compute.memory_format, self.compute.autocast_dtype
         generator = self._distributed(state.generator)
         if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
-            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at)
+            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at, self.teachers)
             return PretrainStep(generator, state.generator_optimizer, losses, self.compute)
         assert recipe.gan
         assert state.discriminator
@@ -159,7 +161,7 @@ class Worker:
             self._distributed(state.discriminator),
             state.generator_optimizer,
             state.discriminator_optimizer,
-            build_content_losses(recipe.gan.losses, recipe.features, *at),
+            build_content_losses(recipe.gan.losses, recipe.features, *at, self.teachers),
             recipe.gan.adversarial,
             self.compute,
         )

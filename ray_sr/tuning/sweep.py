@@ -28,6 +28,7 @@ from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import resolve_location
 from ray_sr.store import ModelRecord, Store
 from ray_sr.training.launch import Interrupted
+from ray_sr.training.teachers import check_teachers
 from ray_sr.tuning.budget import check_budget, gpus_of_trial, trials_at_once
 from ray_sr.tuning.callback import SweepCallback, spent_budget
 from ray_sr.tuning.folder import SweepCard, SweepFolder, TrialCard
@@ -67,6 +68,7 @@ def begin_sweep(sweep: SweepFolder, recipe: Recipe, space: Space, shards: str | 
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
+    check_teachers(recipe)
     check_budget(space, recipe)
     sweep.begin(SweepCard(space=space.dump(), shards=place), recipe)
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ray_sr.errors import ModelError, RecipeError, ResourceError
-from ray_sr.models import Capability, Generator, fold_batchnorm
+from ray_sr.models import Capability, Generator, folded
 from ray_sr.upscaling.precision import (
     WORST_DEVIATION,
     Trial,
@@ -112,7 +112,7 @@ class Engine:
         self.overlap = overlap
         self.ensemble = ensemble
         self._apply: Run = nn.Module.__call__
-        exact: nn.Module = fold_batchnorm(cast(Generator, module)).requires_grad_(False)
+        exact: nn.Module = folded(cast(Generator, module)).requires_grad_(False)
         exact = exact.to(self.device).to(memory_format=torch.channels_last)
         trial = try_out(exact, capability.channels)
         self._exact = self._fast = exact

@@ -11,7 +11,9 @@ from ray_sr.recipes.networks import (
     GeneratorSpec,
     MSRResNetSpec,
     NetworkSpec,
+    RLFNSpec,
     RRDBNetSpec,
+    SPANSpec,
     SRResNetSpec,
     UpResNetSpec,
 )
@@ -29,6 +31,10 @@ SMALL: list[GeneratorSpec] = [
     DeblurGANSpec(blocks=1, channels=4, norm="batch", upsampling="nearest"),
     DeblurGANSpec(blocks=1, channels=4, norm="batch"),
     DeblurGANSpec(blocks=1, channels=4, norm="none", upsampling="nearest"),
+    SPANSpec(blocks=2, channels=4),
+    SPANSpec(blocks=1, channels=4, branches=False, skip=True, published_input=True),
+    RLFNSpec(blocks=2, channels=4, attention=2),
+    RLFNSpec(blocks=1, channels=4, inner=6, attention=2, skip=True),
 ]
 NETWORKS = [NetworkSpec(scale=scale, generator=spec) for spec in SMALL for scale in spec.scales]
 
@@ -36,7 +42,8 @@ NETWORKS = [NetworkSpec(scale=scale, generator=spec) for spec in SMALL for scale
 def name(network: NetworkSpec) -> str:
     """A short name for pytest's list."""
     options = network.generator.model_dump(include={"activation", "norm", "upsampling"}).values()
-    return "-".join([network.generator.kind, f"x{network.scale}", *options])
+    skip = ["skip"] if getattr(network.generator, "skip", False) else []
+    return "-".join([network.generator.kind, f"x{network.scale}", *options, *skip])
 
 
 def build(network: NetworkSpec, seed: int = 0) -> Generator:

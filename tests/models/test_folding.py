@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sr.models import Bicubic, build_generator, fold_batchnorm
+from ray_sr.models import Bicubic, build_generator, folded
+from ray_sr.models.span import BranchedConv
 from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from tests.models.networks import NETWORKS, build, name
 
 
 def norms(module: nn.Module) -> int:
-    return sum(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+    return sum(isinstance(part, nn.BatchNorm2d | BranchedConv) for part in module.modules())
 
 
 @pytest.mark.parametrize("value_range", ["unit", "signed"])
@@ -18,16 +19,16 @@ def norms(module: nn.Module) -> int:
 def test_folding_removes_every_batchnorm_and_keeps_the_result(network: NetworkSpec, value_range: str) -> None:
     generator = build(network.model_copy(update={"value_range": value_range})).train()
     before = {key: tensor.clone() for key, tensor in generator.state_dict().items()}
-    folded = fold_batchnorm(generator)
+    flat = folded(generator)
 
-    assert norms(folded) == 0
+    assert norms(flat) == 0
     assert generator.training
-    assert not folded.training
+    assert not flat.training
     assert generator.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())
-    assert (folded.capability, folded.network) == (generator.capability, generator.network)
+    assert (flat.capability, flat.network) == (generator.capability, generator.network)
     image = torch.rand(2, 3, 9, 8, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(folded(image), generator.eval()(image), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(flat(image), generator.eval()(image), rtol=1e-5, atol=1e-5)
 
 
 def test_folding_after_training_uses_the_running_statistics() -> None:
@@ -35,17 +36,17 @@ def test_folding_after_training_uses_the_running_statistics() -> None:
     generator = build_generator(NetworkSpec(scale=4, generator=SRResNetSpec()))
     for _ in range(3):
         generator(torch.rand(4, 3, 12, 12))
-    folded = fold_batchnorm(generator)
+    flat = folded(generator)
     image = torch.rand(1, 3, 16, 16)
     with torch.no_grad():
-        difference = (folded(image) - generator.eval()(image)).abs().max()
+        difference = (flat(image) - generator.eval()(image)).abs().max()
     assert difference < 1e-5
-    assert not list(folded.buffers())
+    assert not list(flat.buffers())
 
 
 def test_networks_without_batchnorm_are_copied() -> None:
     bicubic = Bicubic(2)
-    folded = fold_batchnorm(bicubic)
+    flat = folded(bicubic)
     image = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(6))
-    assert folded is not bicubic
-    assert torch.equal(folded(image), bicubic(image))
+    assert flat is not bicubic
+    assert torch.equal(flat(image), bicubic(image))

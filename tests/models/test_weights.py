@@ -25,7 +25,9 @@ from ray_sr.recipes.networks import (
     GeneratorSpec,
     MSRResNetSpec,
     NetworkSpec,
+    RLFNSpec,
     RRDBNetSpec,
+    SPANSpec,
     SRResNetSpec,
 )
 
@@ -552,6 +554,8 @@ def test_what_other_programs_would_misread_is_told(spec: NetworkSpec) -> None:
         network(RRDBNetSpec(blocks=1, channels=8, growth=4), 2),
         network(SRResNetSpec(blocks=1, channels=8), 3, "signed"),
         network(DeblurGANSpec(blocks=1, channels=4), 1),
+        network(SPANSpec(blocks=1, channels=8), 2),
+        network(RLFNSpec(blocks=1, channels=8, attention=4), 2),
     ],
     ids=lambda spec: spec.generator.kind,
 )

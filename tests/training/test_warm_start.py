@@ -67,3 +67,53 @@ def test_another_scale_takes_what_fits(ref: str) -> None:
 def test_another_network_is_refused(ref: str, other: str) -> None:
     with pytest.raises(ModelError, match="init base: msrresnet x4 is not the recipe's generator, msrresnet x4"):
         initial_weights("base", parse_recipe(RECIPE, [other]))
+
+
+DEEP = ["generator.blocks=5"]
+
+
+@pytest.fixture
+def deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """The weights of a published generator of five blocks, called deep."""
+    monkeypatch.setenv("RAY_SR_STORE", str(tmp_path / "store"))
+    torch.manual_seed(7)
+    network = parse_recipe(RECIPE, DEEP).network
+    module = build_generator(network)
+    Store().publish("deep", module, network)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [("init=deep", [0, 2, 4]), ("init_blocks=[0, 3, 4]", [0, 3, 4]), ("init_blocks=[1, 2, 3]", [1, 2, 3])],
+)
+def test_a_deeper_network_gives_some_of_its_blocks(
+    deep: dict[str, torch.Tensor], override: str, kept: list[int]
+) -> None:
+    start = initial_weights("deep", parse_recipe(RECIPE, ["generator.blocks=3", override]))
+    assert start.new == []
+    assert torch.equal(start.weights["conv_first.weight"], deep["conv_first.weight"])
+    for number, block in enumerate(kept):
+        for name in ("conv1.weight", "conv2.bias"):
+            assert torch.equal(start.weights[f"body.{number}.{name}"], deep[f"body.{block}.{name}"])
+
+
+def test_blocks_of_span_are_counted_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SR_STORE", str(tmp_path / "store"))
+    span = "generator={kind: span, channels: 4, blocks: 3}"
+    network = parse_recipe(RECIPE, [span]).network
+    module = build_generator(network)
+    Store().publish("three", module, network)
+    shorter = ["generator={kind: span, channels: 4, blocks: 2}", "init_blocks=[0, 2]"]
+    start = initial_weights("three", parse_recipe(RECIPE, shorter))
+    assert start.new == []
+    name = "c1_r.conv.1.weight"
+    assert torch.equal(start.weights[f"block_1.{name}"], module.state_dict()[f"block_1.{name}"])
+    assert torch.equal(start.weights[f"block_2.{name}"], module.state_dict()[f"block_3.{name}"])
+
+
+@pytest.mark.parametrize("blocks", ["[0]", "[0, 1, 5]", "[2, 1, 0]", "[1, 1, 2]", "[-1, 0, 1]"])
+def test_blocks_that_are_not_there_are_refused(deep: dict[str, torch.Tensor], blocks: str) -> None:
+    recipe = parse_recipe(RECIPE, ["generator.blocks=3", f"init_blocks={blocks}"])
+    with pytest.raises(ModelError, match="name 3 blocks of init deep in rising order, each from 0 to 4"):
+        initial_weights("deep", recipe)
