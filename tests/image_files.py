@@ -110,6 +110,27 @@ def exif_block(orientation: int = 1, order: str = "<", thumbnail: bytes = b"") -
     return block
 
 
+def patches() -> np.ndarray:
+    """8 rows of eight patches of one colour each, 8 pixels wide: skin, plants, sky, grays and edges of gamuts."""
+    colours = [
+        [180, 80, 60],
+        [60, 160, 90],
+        [30, 60, 180],
+        [10, 10, 10],
+        [128, 128, 128],
+        [240, 240, 240],
+        [5, 60, 120],
+    ]
+    return np.repeat(np.repeat(np.array([[*colours, [250, 20, 30]]], np.uint8), 8, axis=0), 8, axis=1)
+
+
+def nclx_avif(pixels: np.ndarray, primaries: int, transfer: int) -> bytes:
+    """An AVIF that names its colours by these codes."""
+    data = saved(pixels, "avif", quality=100, subsampling="4:4:4")
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", primaries, transfer) + data[at + 4 :]
+
+
 PNG, JPEG = saved(noise(40, 40), "png"), saved(smooth(64, 64), "jpeg")
 WEBP, TIFF = saved(smooth(64, 64), "webp"), tiff(6, 5, bytes(range(30)))
 GIF = saved(noise(4, 4, 1), "gif")

@@ -31,7 +31,12 @@ _SIDE = click.IntRange(1)
 @click.option("-s", "--scale", type=click.FloatRange(0, min_open=True), help="Any scale (default: the model's).")
 @click.option("--width", type=_SIDE, help="Width of the results in pixels, instead of a scale.")
 @click.option("--height", type=_SIDE, help="Height of the results; with --width: they fit into that box.")
-@click.option("-f", "--format", type=click.Choice(["png", "jpeg", "webp", "tiff"]), help="Format of the results.")
+@click.option(
+    "-f",
+    "--format",
+    type=click.Choice(["png", "jpeg", "webp", "tiff", "avif", "jxl"]),
+    help="Format of the results.",
+)
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
 @click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
 @click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
@@ -39,15 +44,20 @@ _SIDE = click.IntRange(1)
     "--compare", is_flag=True, help="Also write NAME_compare.png: bicubic to the left, result to the right."
 )
 @click.option(
-    "-q", "--quality", default=95, show_default=True, type=click.IntRange(1, 100), help="Of jpeg and webp."
+    "-q",
+    "--quality",
+    default=95,
+    show_default=True,
+    type=click.IntRange(1, 100),
+    help="Of jpeg, webp, avif and jxl.",
 )
-@click.option("--lossless", is_flag=True, help="Lossless webp.")
+@click.option("--lossless", is_flag=True, help="Lossless webp, avif or jxl.")
 @click.option("--metadata", type=click.Choice(["keep", "copyright", "none"]), default="keep", show_default=True)
 @click.option("--suffix", help="Added to the names of results (default: _x and the scale).")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave photos alone whose results exist.")
 @click.option("--recursive", is_flag=True, help="Take the folders inside folders too.")
-@click.option("--lenient", is_flag=True, help="Accept damaged photos as far as they can be read.")
+@click.option("--lenient", is_flag=True, help="Read damaged photos as far as they go.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders PHOTOS, until interrupted.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)

@@ -12,12 +12,26 @@ os.environ.setdefault("VIPS_BLOCK_UNTRUSTED", "1")
 from ray_sr.images.decode import check_header, decode, read_photo
 from ray_sr.images.encode import check_result_size, encode, format_of, left_out, write_bytes, write_photo
 from ray_sr.images.headers import Header, PhotoError, scan_header, sniff
-from ray_sr.images.photo import DEFAULT_LIMITS, FORMATS, SUFFIXES, Limits, Metadata, Photo, rgb8
+from ray_sr.images.photo import (
+    DEFAULT_LIMITS,
+    FORMATS,
+    OTHER_SUFFIXES,
+    READ_FORMATS,
+    SUFFIXES,
+    WRITTEN_SUFFIXES,
+    Limits,
+    Metadata,
+    Photo,
+    rgb8,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
     "FORMATS",
+    "OTHER_SUFFIXES",
+    "READ_FORMATS",
     "SUFFIXES",
+    "WRITTEN_SUFFIXES",
     "Header",
     "Limits",
     "Metadata",

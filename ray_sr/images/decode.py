@@ -10,22 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyvips
 
 from ray_sr.errors import InputError, printable
+from ray_sr.images.exif import BrokenExif, normalise_exif, read_density, read_orientation
 from ray_sr.images.headers import Header, PhotoError, scan_header, sniff
-from ray_sr.images.metadata import (
-    BrokenExif,
-    icc_fits,
-    normalise_exif,
-    normalise_xmp,
-    read_orientation,
-)
-from ray_sr.images.photo import DEFAULT_LIMITS, FORMATS, Limits, Photo
-from ray_sr.images.savers import error_line
+from ray_sr.images.icc import icc_fits
+from ray_sr.images.iptc import records_in
+from ray_sr.images.loaders import Loaded, load_pixels
+from ray_sr.images.photo import DEFAULT_LIMITS, READ_FORMATS, Limits, Photo
+from ray_sr.images.salvage import has_junk_before_end, salvage, without_junk
+from ray_sr.images.xmp import normalise_xmp
 
 pyvips.block_untrusted_set(True)
 pyvips.cache_set_max(0)
@@ -33,7 +32,8 @@ pyvips.concurrency_set(1)
 # It tells of every thread pool and of every oddity in a file; what matters arrives as an exception.
 logging.getLogger("pyvips").setLevel(logging.ERROR)
 
-_STRIP_BYTES = 32 << 20  # decoded at once
+_SALVAGED = ("jpeg", "png")
+_TURNED_BY_DECODER = ("avif", "heif", "jxl")
 
 
 # Reading --------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def decode(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Photo:
     if len(data) > limits.max_bytes:
         raise PhotoError(f"{len(data)} bytes are over the limit of {limits.max_bytes}", "payload-too-large")
     kind = sniff(data)
-    if kind not in limits.formats or kind not in FORMATS:
+    if kind not in limits.formats or kind not in READ_FORMATS:
         what = f"{kind.upper()} is not accepted" if kind else "not a picture format that is known here"
         raise PhotoError(f"{what}; accepted are {', '.join(limits.formats)}", "unsupported-media-type")
     header = scan_header(data)
@@ -96,65 +96,45 @@ def check_header(header: Header, limits: Limits) -> None:
 
 
 def _decode_checked(data: bytes, header: Header, limits: Limits) -> Photo:
-    load = getattr(pyvips.Image, f"{header.format}load_source")
-    fail_on = "warning" if limits.strict and header.format != "tiff" else "error"
-    try:
-        pages = {"page": header.page} if header.format == "tiff" else {}
-        source = pyvips.Source.new_from_memory(data)  # a buffer would be copied
-        image = load(source, fail_on=fail_on, access="sequential", **pages)
-        if (image.width, image.height) != (header.width, header.height):
-            raise PhotoError(f"the {header.format} has another size than its header says")
-        image, converted = _to_gray_or_rgb(image, header)
-        pixels, alpha = _planes(image)
-    except pyvips.Error as error:
-        raise PhotoError(f"the {header.format} cannot be decoded ({error_line(error)})") from None
-    colors = pixels.shape[2]
-    exif, orientation, exif_broken = _normalised_exif(image, header)
-    icc, icc_dropped = (None, ()) if converted else _usable_icc(image, header, colors)
-    iptc_dropped = ("iptc-dropped",) if image.get_typeof("iptc-data") else ()
-    xmp = _blob(image, "xmp-data")
+    data, header = without_junk(data, header)
+    loaded = _load(data, header, limits)
+    colors = loaded.pixels.shape[2]
+    exif, orientation, exif_broken = _normalised_exif(header.exif or loaded.exif, header)
+    icc, icc_dropped = _usable_icc(_profile(header, loaded), colors)
+    iptc = records_in(header.iptc or loaded.iptc or b"")
+    xmp, claims = normalise_xmp(header.xmp or loaded.xmp or b"", orientation != 1 or header.turned)
+    density = header.density or read_density(exif or b"")
+    warnings = header.warnings + loaded.warnings + icc_dropped + exif_broken + claims
     return Photo(
-        pixels=np.ascontiguousarray(_turn(pixels, orientation)),
-        alpha=None if alpha is None else np.ascontiguousarray(_turn(alpha, orientation)),
+        pixels=np.ascontiguousarray(_turn(loaded.pixels, orientation)),
+        alpha=None if loaded.alpha is None else np.ascontiguousarray(_turn(loaded.alpha, orientation)),
         icc=icc,
         exif=exif,
-        xmp=normalise_xmp(xmp) if xmp else None,
-        density=_turned_density(header.density, orientation),
-        warnings=header.warnings + converted + icc_dropped + exif_broken + iptc_dropped,
+        xmp=xmp or None,
+        iptc=iptc,
+        png_colour=None if icc_dropped else header.png_colour,
+        png_text=header.png_text,
+        density=_turned_density(density, orientation),
+        warnings=_told_once(warnings),
     )
 
 
-def _to_gray_or_rgb(image: pyvips.Image, header: Header) -> tuple[pyvips.Image, tuple[str, ...]]:
-    """The image as 8- or 16-bit gray or RGB, with or without alpha, and what had to be converted."""
-    warnings: tuple[str, ...] = ()
-    if image.interpretation == "cmyk":
-        options = {"embedded": True, "input_profile": "cmyk", "intent": "relative"}
-        image = image.icc_transform("srgb", depth=header.depth, black_point_compensation=True, **options)
-        warnings = ("cmyk-converted",)
-    elif image.interpretation in ("lab", "labs", "labq"):
-        image = image.colourspace("rgb16" if header.depth == 16 else "srgb")
-        warnings = ("lab-converted",)
-    if image.format not in ("uchar", "ushort") or image.bands > 4:
-        what = f"{image.bands} channels of type {image.format}"
-        raise PhotoError(f"{what} are not supported; give 8- or 16-bit gray or RGB", "unsupported-image")
-    return image, warnings
-
-
-def _planes(image: pyvips.Image) -> tuple[np.ndarray, np.ndarray | None]:
-    """Colour H×W×C and transparency H×W, decoded strip by strip: libvips hands out each as a copy."""
-    height, width, colors = image.height, image.width, 1 if image.bands < 3 else 3
-    dtype = np.uint8 if image.format == "uchar" else np.uint16
-    pixels = np.empty((height, width, colors), dtype)
-    alpha = np.empty((height, width), dtype) if image.bands > colors else None
-    several = max(1, _STRIP_BYTES // (width * image.bands * pixels.itemsize))
-    region = pyvips.Region.new(image)
-    for top in range(0, height, several):
-        rows = min(several, height - top)
-        strip = np.frombuffer(region.fetch(0, top, width, rows), dtype).reshape(rows, width, image.bands)
-        pixels[top : top + rows] = strip[..., :colors]
-        if alpha is not None:
-            alpha[top : top + rows] = strip[..., colors]
-    return pixels, alpha
+def _load(data: bytes, header: Header, limits: Limits) -> Loaded:
+    """The pixels; those of damaged files as far as they go, where that is asked for."""
+    strict_on = "error" if header.format == "tiff" else "warning"
+    whole = header.complete and not header.problems
+    if limits.strict or header.format not in _SALVAGED:
+        loaded = load_pixels(data, header, strict_on if limits.strict else "error")
+    else:
+        try:
+            loaded = load_pixels(data, header, strict_on) if whole else salvage(data, header)
+        except PhotoError:
+            if not whole:
+                raise
+            loaded = salvage(data, header)
+    if header.format == "jpeg" and has_junk_before_end(data, header, loaded):
+        loaded = replace(loaded, warnings=(*loaded.warnings, "junk-between-markers"))
+    return loaded
 
 
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
@@ -168,25 +148,30 @@ def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:
     return samples
 
 
-def _normalised_exif(image: pyvips.Image, header: Header) -> tuple[bytes | None, int, tuple[str, ...]]:
+def _normalised_exif(block: bytes | None, header: Header) -> tuple[bytes | None, int, tuple[str, ...]]:
     """The EXIF block made fit to be kept, the orientation it asked for, and a warning where it is broken."""
-    block = _blob(image, "exif-data")
     if block is None:
         return None, header.orientation, ()
-    orientation = read_orientation(block)
+    orientation = 1 if header.format in _TURNED_BY_DECODER else read_orientation(block)
     try:
         return normalise_exif(block), orientation, ()
     except BrokenExif:
         return None, orientation, ("exif-broken",)
 
 
-def _usable_icc(image: pyvips.Image, header: Header, colors: int) -> tuple[bytes | None, tuple[str, ...]]:
-    profile = header.icc if header.format == "png" else _blob(image, "icc-profile-data")
+def _profile(header: Header, loaded: Loaded) -> bytes | None:
+    """The profile, from whoever of the two reads it; b"" for one that is damaged."""
+    return header.icc if header.format in ("png", "avif", "heif") else loaded.icc
+
+
+def _usable_icc(profile: bytes | None, colors: int) -> tuple[bytes | None, tuple[str, ...]]:
     return (profile, ()) if profile is None or icc_fits(profile, colors) else (None, ("icc-dropped",))
 
 
-def _blob(image: pyvips.Image, name: str) -> bytes | None:
-    return bytes(image.get(name)) or None if image.get_typeof(name) else None
+def _told_once(warnings: tuple[str, ...]) -> tuple[str, ...]:
+    """Each word once; what follows the picture is one of those that say what it was, where one does."""
+    known = {"motion-photo-dropped", "gainmap-dropped", "depth-map-dropped"} & set(warnings)
+    return tuple(word for word in dict.fromkeys(warnings) if word != "trailer-dropped" or not known)
 
 
 def _turned_density(density: tuple[float, float] | None, orientation: int) -> tuple[float, float] | None:

@@ -12,19 +12,14 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import InputError, ResourceError, printable
-from ray_sr.images.headers import PhotoError
-from ray_sr.images.metadata import (
-    MAX_JPEG_EXIF,
-    MAX_JPEG_XMP,
-    Extras,
-    credits_only,
-    icc_fits,
-    resize_exif,
-)
-from ray_sr.images.photo import FORMATS, SUFFIXES, Metadata, Photo, _to_8_bits
+from ray_sr.images.carry import carry
+from ray_sr.images.header import PhotoError
+from ray_sr.images.icc import as_rgb_profile, icc_fits
+from ray_sr.images.photo import FORMATS, WRITTEN_SUFFIXES, Metadata, Photo, to_8_bits
 from ray_sr.images.savers import Style, error_line, save
 
-_MAX_SIDES = {"jpeg": 65500, "webp": 16383}
+_MAX_SIDES = {"jpeg": 65500, "webp": 16383, "avif": 16384}
+_RGB_ONLY = ("webp", "avif")  # gray is stored as equal red, green and blue
 _MAX_SIDE = 10_000_000  # of libvips
 
 
@@ -55,9 +50,9 @@ def write_photo(
 def format_of(path: str | os.PathLike[str]) -> str:
     """Format that the suffix of a file name stands for. Raises InputError for any other suffix."""
     suffix = os.path.splitext(os.fsdecode(path))[1].lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"{printable(path)}: the name must end in one of {', '.join(SUFFIXES)}")
-    return SUFFIXES[suffix]
+    if suffix not in WRITTEN_SUFFIXES:
+        raise InputError(f"{printable(path)}: the name must end in one of {', '.join(WRITTEN_SUFFIXES)}")
+    return WRITTEN_SUFFIXES[suffix]
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -93,18 +88,24 @@ def check_result_size(format: str, width: int, height: int) -> None:
         raise PhotoError(f"{width}x{height} is over the {limit} a side of {format}; {advice}", "format-limit")
 
 
-def left_out(photo: Photo, format: str) -> tuple[str, ...]:
+def left_out(photo: Photo, format: str, metadata: Metadata = "keep") -> tuple[str, ...]:
     """What `encode` leaves out or changes in this format, as words like those of `Photo.warnings`."""
-    jpeg, webp, tiff = (format == name for name in ("jpeg", "webp", "tiff"))
-    exif_bytes, xmp_bytes = len(photo.exif or b""), len(photo.xmp or b"")
+    profile = _profile_for(photo, format)
     reasons = {
-        "depth-reduced": photo.depth == 16 and (jpeg or webp),
-        "alpha-flattened": photo.alpha is not None and jpeg,
-        "icc-dropped": photo.icc is not None and not icc_fits(photo.icc, 3 if webp else photo.channels),
-        "exif-dropped": exif_bytes > 0 and (tiff or (jpeg and exif_bytes > MAX_JPEG_EXIF)),
-        "xmp-dropped": jpeg and xmp_bytes > MAX_JPEG_XMP,
+        "depth-reduced": photo.depth == 16 and format in ("jpeg", "webp", "avif", "jxl"),
+        "alpha-flattened": photo.alpha is not None and format == "jpeg",
+        "icc-dropped": photo.icc is not None and profile is None and format != "jxl",
+        "converted-to-srgb": format == "jxl" and profile is not None,
     }
-    return tuple(word for word, applies in reasons.items() if applies)
+    words = [word for word, applies in reasons.items() if applies]
+    return (*words, *carry(photo, format, metadata, (photo.height, photo.width)).lost)
+
+
+def _profile_for(photo: Photo, format: str) -> bytes | None:
+    """The profile that the format stores for this photo; None where it has none, or none that fits."""
+    if photo.icc is None or not icc_fits(photo.icc, photo.channels):
+        return None
+    return as_rgb_profile(photo.icc) if photo.channels == 1 and format in _RGB_ONLY else photo.icc
 
 
 def encode(
@@ -116,36 +117,45 @@ def encode(
     metadata: Metadata = "keep",
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> bytes:
-    """The photo as png, jpeg (4:4:4), webp or tiff (deflate); the same photo gives the same bytes.
+    """The photo as png, jpeg (4:4:4), webp, tiff (deflate), avif or jxl; the same photo gives the same bytes.
 
-    quality (1..100) is for jpeg and webp, lossless for webp. A profile that fits the pixels is kept. metadata:
-    all of it, only artist and copyright, or none. JPEG puts transparent pixels on `background` (8-bit RGB).
-    `left_out` tells what does not fit into the format. Raises PhotoError (format-limit) and ResourceError.
+    quality (1..100) is for jpeg, webp, avif and jxl, lossless for the last three. A profile that fits the pixels
+    is kept; jxl is written in sRGB. metadata: all of it, only the rights, or none. JPEG puts transparent pixels
+    on `background` (8-bit RGB). `left_out` tells what does not fit into the format. Raises PhotoError
+    (format-limit) and ResourceError.
     """
     if format not in FORMATS:
         raise InputError(f"unknown picture format {format!r}; use one of {', '.join(FORMATS)}")
     check_result_size(format, photo.width, photo.height)
-    photo = fit_to_format(photo, left_out(photo, format), background)
-    extras = extras_of(photo, metadata, (photo.height, photo.width))
+    extras = carry(photo, format, metadata, (photo.height, photo.width)).extras
+    photo = fit_to_format(photo, format, background)
     try:
         return save(_to_vips(photo), Style(format, extras, photo.icc, quality, lossless))
     except pyvips.Error as error:
         raise ResourceError(f"the picture cannot be encoded as {format} ({error_line(error)})") from None
 
 
-def fit_to_format(photo: Photo, lost: tuple[str, ...], background: tuple[int, int, int]) -> Photo:
-    """The photo without what `left_out` names as lost. Works on any part of a photo."""
-    if "depth-reduced" in lost:
-        alpha = None if photo.alpha is None else _to_8_bits(photo.alpha)
-        photo = replace(photo, pixels=_to_8_bits(photo.pixels), alpha=alpha)
-    if "alpha-flattened" in lost:
+def fit_to_format(photo: Photo, format: str, background: tuple[int, int, int]) -> Photo:
+    """The photo, or a part of one, with the depth, the channels and the profile that the format holds."""
+    profile = _profile_for(photo, format)
+    if format == "jxl" and profile is not None:
+        photo = replace(photo, pixels=_in_srgb(photo, profile))
+        profile = None
+    if photo.depth == 16 and format in ("jpeg", "webp", "jxl"):
+        alpha = None if photo.alpha is None else to_8_bits(photo.alpha)
+        photo = replace(photo, pixels=to_8_bits(photo.pixels), alpha=alpha)
+    if photo.alpha is not None and format == "jpeg":
         photo = _flatten(photo, background)
-    return replace(
-        photo,
-        icc=None if "icc-dropped" in lost else photo.icc,
-        exif=None if "exif-dropped" in lost else photo.exif,
-        xmp=None if "xmp-dropped" in lost else photo.xmp,
-    )
+    return replace(photo, icc=profile)
+
+
+def _in_srgb(photo: Photo, profile: bytes) -> np.ndarray:
+    """The colours in sRGB, those outside of it at its border."""
+    image = _to_vips(replace(photo, alpha=None))
+    image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
+    options = {"embedded": True, "intent": "relative", "depth": photo.depth, "black_point_compensation": True}
+    converted = np.asarray(image.icc_transform("srgb", **options).numpy())
+    return converted.reshape(photo.height, photo.width, -1)[..., : photo.channels].astype(photo.pixels.dtype)
 
 
 def _flatten(photo: Photo, background: tuple[int, int, int]) -> Photo:
@@ -157,17 +167,6 @@ def _flatten(photo: Photo, background: tuple[int, int, int]) -> Photo:
     opacity = photo.alpha[..., None].astype(np.float32) / 255
     mixed = photo.pixels * opacity + color * (1 - opacity)
     return replace(photo, pixels=np.rint(mixed).astype(np.uint8), alpha=None)
-
-
-def extras_of(photo: Photo, metadata: Metadata, size: tuple[int, int]) -> Extras:
-    """What goes into a picture of this height and width beside its pixels."""
-    exif = photo.exif
-    if exif and metadata == "copyright":
-        exif = credits_only(exif)
-    elif exif:
-        exif = resize_exif(exif, *size[::-1])
-    kept = metadata == "keep"
-    return Extras(None if metadata == "none" else exif, photo.xmp if kept else None, photo.density)
 
 
 def _to_vips(photo: Photo) -> pyvips.Image:

@@ -9,23 +9,43 @@ import numpy as np
 
 Metadata = Literal["keep", "copyright", "none"]
 
-FORMATS = ("png", "jpeg", "webp", "tiff")
-SUFFIXES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff"}
+FORMATS = ("png", "jpeg", "webp", "tiff", "avif", "jxl")  # that are written
+READ_FORMATS = (*FORMATS, "heif")
+WRITTEN_SUFFIXES = {
+    ".png": "png",
+    ".apng": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".jpe": "jpeg",
+    ".jfif": "jpeg",
+    ".webp": "webp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".avif": "avif",
+    ".jxl": "jxl",
+}
+SUFFIXES = {**WRITTEN_SUFFIXES, ".mpo": "jpeg", ".heic": "heif", ".heif": "heif"}  # of what is read
+# Pictures that are neither read nor written here: named where they are met, never taken for folders.
+_OTHERS = (
+    "gif bmp dib jp2 j2k jpx psd psb svg svgz pdf ico cur icns tga dds exr hdr pnm pbm pgm ppm pam pcx xcf kra "
+    "eps ai qoi hif avifs heics jxr wdp raw dng cr2 cr3 nef arw orf rw2 raf pef srw 3fr"
+)
+OTHER_SUFFIXES = tuple(f".{name}" for name in _OTHERS.split())
 
 
 @dataclass(frozen=True)
 class Limits:
     """What `decode` accepts; everything but `max_bytes` is checked on the header, before any pixel.
 
-    max_pixels counts width x height. With strict, every complaint of the decoder, a wrong checksum and a
-    missing end mark are errors; without, only what stops the decoder is. TIFF decoders complain about any
-    private tag, so there only errors count.
+    max_pixels counts width x height. With strict, every complaint of the decoder, a wrong checksum of what is
+    seen and a missing end mark are errors; without, JPEG and PNG are read as far as they go. TIFF decoders
+    complain about any private tag, so there only errors count.
     """
 
     max_bytes: int = 1 << 30
     max_pixels: int = 1 << 28
     max_side: int = 1 << 17
-    formats: tuple[str, ...] = FORMATS
+    formats: tuple[str, ...] = READ_FORMATS
     max_scans: int = 64
     strict: bool = True
 
@@ -39,9 +59,9 @@ class Photo:
 
     pixels: uint8 or uint16, H×W×C, C = 1 (gray) or 3 (RGB), values as encoded by the profile `icc` (sRGB
     where None). alpha: H×W of the same type, not premultiplied, or None. exif: TIFF-headed block whose
-    orientation is 1, without thumbnail. density: dots per inch (across, down). warnings: what decoding
-    changed or lost, as words: cmyk-converted, lab-converted, icc-dropped, exif-broken, exif-dropped,
-    iptc-dropped, gamma-dropped, gainmap-dropped.
+    orientation is 1, without thumbnail. iptc: IIM records. png_colour and png_text: chunks of a PNG, kept byte
+    for byte from PNG to PNG; the colours are those of `icc` in other words. density: dots per inch (across,
+    down). warnings: what decoding changed or lost, as words, which docs/pictures.md lists.
     """
 
     pixels: np.ndarray
@@ -49,6 +69,9 @@ class Photo:
     icc: bytes | None = None
     exif: bytes | None = None
     xmp: bytes | None = None
+    iptc: bytes | None = None
+    png_colour: bytes | None = None
+    png_text: bytes | None = None
     density: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -82,12 +105,12 @@ class Photo:
 
 def rgb8(photo: Photo) -> np.ndarray:
     """uint8 H×W×3 for training and metrics: gray repeated, 16 bits rounded, alpha and profile ignored."""
-    pixels = _to_8_bits(photo.pixels)
+    pixels = to_8_bits(photo.pixels)
     return np.repeat(pixels, 3, axis=2) if photo.channels == 1 else pixels
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """v · 255 / 65535, rounded to nearest."""
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """uint8 of uint16 or uint8: v · 255 / 65535, rounded to nearest."""
     if values.dtype == np.uint8:
         return values
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

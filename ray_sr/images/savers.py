@@ -12,16 +12,20 @@ from typing import Any, BinaryIO
 
 import pyvips
 
-from ray_sr.images.metadata import Extras, add_to_jpeg, add_to_png, add_to_webp
+from ray_sr.images.containers import Extras, add_to_avif, add_to_jpeg, add_to_png, add_to_webp
+from ray_sr.images.header import PhotoError
 
 BIGTIFF_BYTES = 3 << 30  # of pixels before compression
 
 _INCH_MM = 25.4
+_HELD_WHOLE = ("webp", "avif", "jxl")
+_AVIF_DEPTH = 12  # of 16 bits
+_EFFORT = {"avif": 0, "jxl": 4}  # beyond these files hardly shrink, and time grows tenfold
 _HEAD_BYTES = 1024  # of an encoded picture: its header and the beginning of its pixels are among them
 _PNG = {"compression": 1, "filter": "sub", "keep": "none"}
 _JPEG = {"subsample_mode": "off", "keep": "icc"}
 _TIFF = {
-    "keep": pyvips.enums.ForeignKeep.ICC | pyvips.enums.ForeignKeep.XMP,
+    "keep": pyvips.enums.ForeignKeep.ICC | pyvips.enums.ForeignKeep.XMP | pyvips.enums.ForeignKeep.IPTC,
     "compression": "deflate",
     "level": 1,
     "predictor": "horizontal",
@@ -29,9 +33,15 @@ _TIFF = {
 }
 
 
+def needs_extra(format: str) -> PhotoError:
+    """The error where a library of the extra `formats` is missing."""
+    what = {"heif": "HEIC", "jxl": "JPEG XL"}[format]
+    return PhotoError(f"{what} needs the extra: pip install 'ray-sr[formats]'", "unsupported-media-type")
+
+
 @dataclass(frozen=True)
 class Style:
-    """How a picture is saved: png, jpeg, webp or tiff, with what beside its pixels."""
+    """How a picture is saved: in one of `photo.FORMATS`, with what beside its pixels."""
 
     format: str
     extras: Extras
@@ -49,12 +59,16 @@ def save(image: pyvips.Image, style: Style) -> bytes:
         return _with_head(image.jpegsave_buffer(Q=style.quality, **_JPEG), style)
     if style.format == "tiff":
         return bytes(image.tiffsave_buffer(bigtiff=_is_big(image), **_TIFF))
+    if style.format == "avif":
+        return add_to_avif(_avif(image, style), style.extras)
+    if style.format == "jxl":
+        return _jxl(image, style)
     data = image.webpsave_buffer(exact=True, keep="icc", **_webp(style))
     return add_to_webp(data, style.extras, image.width, image.height, bool(image.hasalpha()))
 
 
 def save_file(image: pyvips.Image, path: Path, style: Style) -> None:
-    """What `save` returns, into a new file. The image may be a sequential one; it is held whole for webp only.
+    """What `save` returns, into a new file. The image may be sequential; webp, avif and jxl hold it whole.
 
     Raises pyvips.Error, and OSError where the file cannot be written.
     """
@@ -64,7 +78,7 @@ def save_file(image: pyvips.Image, path: Path, style: Style) -> None:
         _with_metadata(image, style).tiffsave(str(path), bigtiff=_is_big(image), **_TIFF)
         return
     with open(path, "xb") as file:
-        if style.format == "webp":
+        if style.format in _HELD_WHOLE:
             file.write(save(image, style))
             return
         sink = _Sink(file, style)
@@ -123,7 +137,45 @@ def _with_metadata(image: pyvips.Image, style: Style) -> pyvips.Image:
         image = image.copy(xres=across / _INCH_MM, yres=down / _INCH_MM)
         if style.extras.xmp:
             image.set_type(pyvips.GValue.blob_type, "xmp-data", style.extras.xmp)
+        if style.extras.iptc:
+            # libvips counts in fours what libtiff counts in bytes.
+            padded = style.extras.iptc.ljust(4 * len(style.extras.iptc), b"\0")
+            image.set_type(pyvips.GValue.blob_type, "iptc-data", padded)
     return image
+
+
+def _avif(image: pyvips.Image, style: Style) -> bytes:
+    """AVIF in 4:4:4; 16 bits are rounded to 12."""
+    depth = _depth(image)
+    if depth == 16:
+        top, most, unit = (1 << _AVIF_DEPTH) - 1, 65535, 1 << (16 - _AVIF_DEPTH)
+        image = ((image * (top / most)).rint() * unit).cast("ushort").copy(interpretation=image.interpretation)
+    options = {"lossless": True} if style.lossless else {"Q": style.quality, "subsample_mode": "off"}
+    depth = 8 if depth == 8 else _AVIF_DEPTH
+    return bytes(
+        image.heifsave_buffer(compression="av1", bitdepth=depth, keep="icc", effort=_EFFORT["avif"], **options)
+    )
+
+
+def _jxl(image: pyvips.Image, style: Style) -> bytes:
+    """JPEG XL by the library of the extra `formats`, 8 bits a sample, in sRGB."""
+    try:
+        from pillow_jxl import Encoder
+    except ImportError:
+        raise needs_extra("jxl") from None
+    mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[image.bands]
+    encoder = Encoder(
+        mode=mode,
+        lossless=style.lossless,
+        quality=100.0 if style.lossless else float(style.quality),
+        effort=_EFFORT["jxl"],
+        use_container=True,
+        use_original_profile=style.lossless,
+        num_threads=0,
+    )
+    metadata = {"exif": style.extras.exif, "xmp": style.extras.xmp, "jumb": None, "compress": False}
+    samples = bytes(image.write_to_memory())
+    return bytes(encoder(samples, image.width, image.height, jpeg_encode=False, **metadata))
 
 
 def _webp(style: Style) -> dict[str, Any]:

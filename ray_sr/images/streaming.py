@@ -21,7 +21,8 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import ResourceError
-from ray_sr.images.encode import check_result_size, extras_of, fit_to_format, left_out
+from ray_sr.images.carry import carry
+from ray_sr.images.encode import check_result_size, fit_to_format
 from ray_sr.images.photo import Metadata, Photo
 from ray_sr.images.savers import Style, error_line, save_file
 
@@ -49,15 +50,15 @@ def write_bands(
     """Writes a picture of this (height, width) aside, then renames it into place.
 
     bands: (rows×width×C, rows×width opacity or None) of the depth and channels of `photo`, which gives profile
-    and metadata. Options as for `ray_sr.images.encode`; webp is held whole while it is encoded. Raises what
-    `bands` raises, PhotoError (format-limit) and ResourceError, one line, where the file cannot be written.
+    and metadata. Options as for `ray_sr.images.encode`; webp, avif and jxl are held whole while they are encoded.
+    Raises what `bands` raises, PhotoError (format-limit) and ResourceError, one line.
     """
     check_result_size(format, *size[::-1])
-    lost = left_out(photo, format)
-    kept = fit_to_format(_corner(photo), lost, background)
-    style = Style(format, extras_of(kept, metadata, size), kept.icc, quality, lossless)
+    extras = carry(photo, format, metadata, size).extras
+    kept = fit_to_format(_corner(photo), format, background)
+    style = Style(format, extras, kept.icc, quality, lossless)
     parts = (part for colour, alpha in bands for part in _parts(photo, colour, alpha))
-    fitted = (fit_to_format(part, lost, background) for part in parts)
+    fitted = (fit_to_format(part, format, background) for part in parts)
     target = Path(os.fsdecode(path))
     aside = target.with_name(f".{secrets.token_hex(8)}.part")
     try:

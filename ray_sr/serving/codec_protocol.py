@@ -55,7 +55,7 @@ def _read(stream: BinaryIO, length: int) -> bytearray:
     return found
 
 
-_EXTRAS = ("icc", "exif", "xmp")
+_EXTRAS = ("icc", "exif", "xmp", "iptc", "png_colour", "png_text")
 
 
 def pack_photo(photo: Photo) -> tuple[dict[str, Any], list[Buffer]]:

@@ -30,6 +30,7 @@ from ray_sr.images import (
 from ray_sr.images.streaming import write_bands
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
+from ray_sr.upscaling.finding import passed_over
 from ray_sr.upscaling.naming import Existing, UpscaleJob, plan_jobs
 from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
@@ -50,7 +51,7 @@ Hook = Callable[[UpscaleJob], None]
 class FileOptions:
     """How results are named and encoded.
 
-    format: png, jpeg, webp or tiff; None: as the output file is named, else png. suffix: added to the name;
+    format: one of `images.FORMATS`; None: as the output file is named, else png. suffix: added to the name;
     None: `_x` and the scale. existing: what happens where the result's file is there. quality, lossless,
     metadata and background: as for `ray_sr.images.encode`. limits: which photos are accepted. consistency: see
     `upscale_photo`. compare: a picture beside each result, of the photo enlarged bicubically and the result.
@@ -149,7 +150,8 @@ def upscale_files(
         report = ProgressReport(len(jobs), stream, quiet)
         worker = UpscaleWorker(engine, wanted, options, deliver=recorder(ResultRecords()))
         results = list(run_jobs(jobs, worker, report))
-    return Summary(tuple(results), time.perf_counter() - begin)
+    others = passed_over(inputs, options.recursive, output)
+    return Summary(tuple(results), time.perf_counter() - begin, tuple(map(str, others)))
 
 
 def recorder(records: ResultRecords) -> Hook:
@@ -191,7 +193,7 @@ class UpscaleWorker:
 
     def upscale(self, job: UpscaleJob, photo: Photo, progress: Callable[[float], None]) -> _Made:
         size = self.wanted.of(photo, self.engine.scale)
-        warnings = (*photo.warnings, *left_out(photo, job.format))
+        warnings = (*photo.warnings, *left_out(photo, job.format, self.options.metadata))
         if self.options.mark:
             photo = replace(photo, xmp=mark_xmp(photo.xmp))
         if self._is_large(photo):

@@ -113,6 +113,29 @@ def walk_photos(folder: Path, recursive: bool, left_out: str | None = None) -> I
     yield from sorted(found, key=lambda photo: photo.path)
 
 
+def passed_over(
+    inputs: Sequence[str | os.PathLike[str]], recursive: bool, output: str | os.PathLike[str] | None
+) -> list[Path]:
+    """Files of the folders among the inputs that no photo is read from, by their names; hidden ones apart."""
+    inner = None if output is None else os.path.realpath(output)
+    found: list[Path] = []
+    waiting = [Path(name) for name in inputs if os.path.isdir(name)]
+    while waiting:
+        try:
+            with os.scandir(current := waiting.pop()) as scan:
+                entries = [entry for entry in scan if not entry.name.startswith(".")]
+        except OSError:
+            continue  # told where photos are looked for
+        for entry in entries:
+            path = current / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if recursive and os.path.realpath(path) != inner:
+                    waiting.append(path)
+            elif path.suffix.lower() not in SUFFIXES and entry.is_file():
+                found.append(path)
+    return sorted(found)
+
+
 def _problem_of_link(path: Path) -> str | None:
     """Why a link leads to no file; None for whatever else this is."""
     if not os.path.islink(path) or os.path.exists(path):

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from ray_sr.errors import RecipeError
-from ray_sr.images import FORMATS, SUFFIXES, format_of
+from ray_sr.images import FORMATS, OTHER_SUFFIXES, SUFFIXES, WRITTEN_SUFFIXES, format_of
 from ray_sr.upscaling.finding import FoundPhoto, find_photos
 from ray_sr.upscaling.record import FileState, ResultRecords
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
-_OTHER_PICTURES = (".gif", ".bmp", ".avif", ".heic", ".jxl", ".jp2", ".psd", ".svg", ".pdf", ".ico")
+_PICTURES = {*SUFFIXES, *OTHER_SUFFIXES}
 
-ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif"}
+ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif", "jxl": ".jxl"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def plan_jobs(
 
     output: a folder; a file, where it ends in a picture suffix and there is one photo; or None, beside each
     photo. Results are named after their photos plus `suffix`; folders keep their structure. format: one of
-    png, jpeg, webp, tiff; by default the output file's, else png. What is taken from folders, see
+    `images.FORMATS`; by default the output file's, else png. What is taken from folders, see
     `find_photos`; which name a result gets where two would meet, see `place_results`. compare: a comparison is
     wanted of each. What is missing, or would replace a photo that is read, becomes a job with a problem.
     Raises RecipeError for options that do not fit.
@@ -100,14 +100,25 @@ def check_names(
         raise RecipeError(f"{remote[0]}: is not on this machine: add --ray for buckets")
     if os.sep in suffix:
         raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold {os.sep}")
-    if output is not None and Path(output).suffix.lower() in _OTHER_PICTURES and not os.path.isdir(output):
-        raise RecipeError(f"{output}: cannot be written: the name must end in one of {', '.join(SUFFIXES)}")
+    if output is not None and not os.path.isdir(output):
+        _check_output_name(os.fspath(output), format)
+
+
+def _check_output_name(output: str, format: str | None) -> None:
+    """Raises RecipeError for the name of a picture that cannot be written, or is to be of another format."""
+    suffix = Path(output).suffix.lower()
+    if suffix in _PICTURES and suffix not in WRITTEN_SUFFIXES:
+        endings = ", ".join(WRITTEN_SUFFIXES)
+        raise RecipeError(f"{output}: cannot be written: the name must end in one of {endings}")
+    if suffix in WRITTEN_SUFFIXES and format not in (None, WRITTEN_SUFFIXES[suffix]):
+        named = WRITTEN_SUFFIXES[suffix]
+        raise RecipeError(f"{output} names a {named} file, --format says {format}: leave one out, or change it")
 
 
 def _output_file(output: str | os.PathLike[str] | None) -> Path | None:
     """The output where it means a file: it ends in a picture suffix and is no folder."""
     path = None if output is None else Path(output)
-    return path if path and path.suffix.lower() in SUFFIXES and not os.path.isdir(path) else None
+    return path if path and path.suffix.lower() in WRITTEN_SUFFIXES and not os.path.isdir(path) else None
 
 
 def place_results(

@@ -17,7 +17,7 @@ import torch
 
 from ray_sr.errors import InputError
 from ray_sr.images import Photo
-from ray_sr.images.metadata import icc_is_linear
+from ray_sr.images.icc import icc_is_linear
 from ray_sr.images.resample import resize_array, resize_bands, resize_to
 from ray_sr.upscaling.consistency import back_project
 from ray_sr.upscaling.engine import Engine

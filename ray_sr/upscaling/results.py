@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from ray_sr.errors import printable
+
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -42,10 +47,11 @@ class FileResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of all photos, in order. seconds: from start to end."""
+    """What became of all photos, in order. seconds: from start to end. passed_over: files in folders, not read."""
 
     files: tuple[FileResult, ...]
     seconds: float
+    passed_over: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
         """How many photos have this status."""
@@ -65,10 +71,23 @@ class Summary:
         """For `--json`: counts, megapixels, seconds, and each file's result."""
         counts = {status: self.count(status) for status in ("done", "skipped", "planned", "failed")}
         totals = {"megapixels": self.megapixels, "seconds": self.seconds}
-        return {**counts, **totals, "files": [asdict(file) for file in self.files]}
+        return {
+            **counts,
+            **totals,
+            "passed_over": list(self.passed_over),
+            "files": [asdict(file) for file in self.files],
+        }
 
     def __str__(self) -> str:
         rate = self.megapixels / max(1e-9, self.seconds)
         counts = [(self.count(s), s) for s in ("done", "planned", "skipped", "failed")]
         words = ", ".join(f"{number} {status}" for number, status in counts if number) or "nothing to do"
-        return f"{words}: {self.megapixels:.1f} Mpx in {self.seconds:.1f} s ({rate:.2f} Mpx/s)"
+        line = f"{words}: {self.megapixels:.1f} Mpx in {self.seconds:.1f} s ({rate:.2f} Mpx/s)"
+        return f"{line}\n{self._others()}" if self.passed_over else line
+
+    def _others(self) -> str:
+        """Which files were not read, as one line."""
+        names = [printable(os.path.basename(path)) for path in self.passed_over[:_MOST_NAMES]]
+        more = len(self.passed_over) - len(names)
+        rest = f" and {more} more" if more else ""
+        return f"{len(self.passed_over)} passed over, of no format that is read here: {', '.join(names)}{rest}"

@@ -78,7 +78,7 @@ REFUSED = {
     "png without pixels": (ihdr(4, 3) + chunk(b"IEND"), "image-corrupt"),
     "png width 0": (png(size=(0, 3)), "image-corrupt"),
     "png crc of pixels": (WRONG_CRC, "image-corrupt"),
-    "png crc of a comment": (png(chunk(b"tEXt", b"a\0b", crc=7)), "image-corrupt"),
+    "png crc of colours": (png(chunk(b"gAMA", b"\0\0\xb1\x8f", crc=7)), "image-corrupt"),
     "png depth 3": (png(depth=3), "image-corrupt"),
     "png without palette": (png(color=3), "image-corrupt"),
     "png rows missing": (ihdr(4, 9) + png()[33:], "image-corrupt"),
@@ -145,8 +145,8 @@ def test_limits_are_checked_on_the_header() -> None:
 def test_lenient_reading_forgives_what_costs_no_pixels() -> None:
     assert np.array_equal(decode(PNG[:-12], LENIENT).pixels, decode(PNG).pixels)
     assert decode(png(chunk(b"tEXt", b"a\0b", crc=7)), LENIENT).width == 4
-    assert reason_of(PNG[: len(PNG) // 2], LENIENT) == "image-corrupt"
-    assert reason_of(JPEG[: len(JPEG) // 2], LENIENT) == "image-corrupt"
+    assert reason_of(PNG[:60], LENIENT) == "image-corrupt"
+    assert reason_of(WEBP[: len(WEBP) // 2], LENIENT) == "image-corrupt"
 
 
 def test_bytes_behind_the_picture_are_ignored() -> None:
@@ -222,7 +222,6 @@ def test_odd_files_of_the_wild_end_as_expected() -> None:
         "animated-loop-3.webp": "animated-image",
         "rotating-squares.webp": "animated-image",
         "Crash_test.gif": "unsupported-media-type",
-        "pitm.avif": "unsupported-media-type",
         "relax_tileparts.jp2": "unsupported-media-type",
     }
     for name, reason in refused.items():

@@ -274,7 +274,7 @@ def test_read_photo_names_the_file_and_the_fault(tmp_path: Path) -> None:
         ".": "directory",
         "empty.png": "empty",
         "text.png": "not a picture",
-        "cut.png": "ends before",
+        "cut.png": "cut short",
         "cut.png/x.png": "Not a directory",
         "new\nline.png": "No such file",
     }

@@ -84,12 +84,10 @@ def test_profile_xmp_and_density_survive_byte_for_byte(format: str) -> None:
     data = encode(photo, format)
     assert opened(data).info["icc_profile"] == SRGB
     back = decode(data)
-    assert (back.icc, back.xmp) == (SRGB, XMP.replace(b'"6"', b'"1"'))
+    assert (back.icc, back.xmp) == (SRGB, XMP)
     assert back.warnings == ()
-    if format == "webp":
-        assert back.density is None
-    else:
-        assert back.density == pytest.approx((300, 150), abs=0.02)
+    assert back.density == pytest.approx((300, 150), abs=0.02)
+    if format != "webp":
         assert opened(data).info["dpi"] == pytest.approx((300, 150), abs=0.02)
 
 
@@ -145,13 +143,6 @@ def test_invalid_orientation_is_ignored_and_reset() -> None:
     assert opened(encode(photo)).getexif()[0x0112] == 1
 
 
-def test_gamma_without_profile_warns() -> None:
-    gamma = chunk(b"gAMA", struct.pack(">I", 100000))
-    assert decode(png(gamma)).warnings == ("gamma-dropped",)
-    assert decode(png(chunk(b"gAMA", struct.pack(">I", 45455)))).warnings == ()
-    assert decode(png(gamma, chunk(b"sRGB", b"\0"))).warnings == ()
-
-
 def test_the_same_scene_in_eight_orientations() -> None:
     folder = shared_folder("corpus/sharp")
     for name in ("Landscape", "Portrait"):
@@ -161,16 +152,11 @@ def test_the_same_scene_in_eight_orientations() -> None:
             assert np.abs(scene.pixels.astype(int) - scenes[0].pixels).mean() < 5
 
 
-def test_gain_map_and_iptc_are_dropped_with_a_warning() -> None:
+def test_gain_map_is_dropped_with_a_warning() -> None:
     data = saved(smooth(8, 8), "jpeg")
-    gain_map = b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version='1.0'/>"
-    iptc = b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x08\x1c\x02\x50\0\x03me."
-    for marker, body, word in (
-        (b"\xff\xe1", gain_map, "gainmap-dropped"),
-        (b"\xff\xed", iptc, "iptc-dropped"),
-    ):
-        segment = marker + struct.pack(">H", 2 + len(body)) + body
-        assert decode(data[:2] + segment + data[2:]).warnings == (word,)
+    body = b"http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version='1.0'/>"
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body
+    assert decode(data[:2] + segment + data[2:]).warnings == ("gainmap-dropped",)
 
 
 def test_density_turns_with_the_picture_and_nonsense_is_dropped() -> None:

@@ -15,7 +15,7 @@ import pyvips
 from PIL import Image, ImageCms
 
 from ray_sr.images import PhotoError, read_photo
-from ray_sr.images.metadata import icc_is_linear
+from ray_sr.images.icc import icc_is_linear
 from ray_sr.images.resample import downscale_array, upscale_array
 from ray_sr.models import Bicubic, build_generator
 from ray_sr.recipes.networks import CompactSpec, NetworkSpec
