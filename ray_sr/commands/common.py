@@ -40,7 +40,7 @@ def place(context: click.Context, parameter: click.Parameter, value: str | None)
     return None if value is None else resolve_location(value)
 
 
-def show(result: dict[str, Any], text: str, as_json: bool) -> None:
+def show(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool) -> None:
     """The result of a command on stdout."""
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else text)
 

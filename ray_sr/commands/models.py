@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -167,7 +168,7 @@ def import_file(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Publish a generator FILE of ours, BasicSR, Real-ESRGAN, ESRGAN or MMagic.
+    """Publish a generator FILE of ours, BasicSR, Real-ESRGAN, ESRGAN, KAIR, MMagic, or any that spandrel loads.
 
     The network follows from the weights' names and shapes. These do not tell an activation without weights or
     values in [-1, 1] inside: name the network by a recipe then, such as -c compact-x4
@@ -177,17 +178,30 @@ def import_file(
     """
     if overrides and recipe is None:
         raise click.UsageError(f"{overrides[0]}: give the recipe that it changes too (-c RECIPE)")
-    from ray_sr.models.weights import generator_from_state, load_weights
+    from ray_sr.errors import ModelError
+    from ray_sr.models.weights import load_generator
     from ray_sr.recipes.reader import load_recipe
     from ray_sr.store import Provenance, Store
 
-    network, state = load_weights(file, load_recipe(recipe, overrides).network if recipe else None)
-    generator = generator_from_state(network, state, file)
     place = Store(store)
-    name = name or Path(file).stem
+    name = name or _name_from(file)
+    generator, network = load_generator(file, load_recipe(recipe, overrides).network if recipe else None)
+    if network is None:
+        raise ModelError(f"{file}: its options do not follow from the weights: take the file itself as MODEL (-n)")
     version = place.publish(name, generator, network, provenance=Provenance(source=file), promote=promote)
     result = {"model": f"{name}@{version}", "network": network.model_dump(mode="json"), "store": place.root}
     show(result, f"{name}@{version} published in {place.root}: {network.generator.kind} x{network.scale}", as_json)
+
+
+def _name_from(file: str) -> str:
+    """The file's name as that of a model. Raises UsageError where it cannot be one."""
+    from ray_sr.store.records import NAME_PATTERN
+
+    stem = Path(file).stem
+    if re.fullmatch(NAME_PATTERN, stem) and len(stem) <= 64:
+        return stem
+    close = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "NAME"
+    raise click.UsageError(f"{stem!r} cannot name a model: give it a name, such as --name {close}")
 
 
 @models.command()

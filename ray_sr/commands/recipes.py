@@ -54,6 +54,25 @@ def show_recipe(name: str, overrides: tuple[str, ...], networks: bool, as_json: 
     show(counts, "\n".join(lines), as_json)
 
 
+@recipes.command("architectures")
+@json_option
+def list_architectures(as_json: bool) -> None:
+    """Networks of generator kind spandrel: what the installed library has, with options and scales."""
+    from ray_sr.recipes.architectures import LICENCE, architectures
+
+    found: list[dict[str, Any]] = [
+        {"name": each.name, "options": each.options, "scales": list(each.scales), "licence": LICENCE}
+        for each in architectures().values()
+    ]
+    lines = [
+        f"{each.name:15} {' '.join(f'x{scale}' for scale in each.scales):14}  "
+        + ", ".join(f"{name}={json.dumps(value)}" for name, value in each.options.items())
+        for each in architectures().values()
+    ]
+    note = f"Licence of their code: {LICENCE}."
+    show(found, "\n".join([*lines, note]), as_json)
+
+
 @recipes.command("check")
 @click.argument("file")
 @overrides_argument

@@ -26,6 +26,7 @@ from ray_sr.models.msrresnet import MSRResNet
 from ray_sr.models.rlfn import RLFN
 from ray_sr.models.rrdbnet import RRDBNet
 from ray_sr.models.span import SPAN
+from ray_sr.models.spandrel_network import SpandrelGenerator
 from ray_sr.models.srresnet import SRResNet
 from ray_sr.models.upresnet import UpResNet
 from ray_sr.recipes.networks import DiscriminatorSpec, NetworkSpec
@@ -50,6 +51,7 @@ _GENERATORS: dict[str, Callable[[Any, int], Generator]] = {
     "deblurgan": DeblurGAN,
     "span": SPAN,
     "rlfn": RLFN,
+    "spandrel": SpandrelGenerator,
 }
 _DISCRIMINATORS: dict[str, Callable[[Any, int], nn.Module]] = {
     "srgan": SRGANDiscriminator,

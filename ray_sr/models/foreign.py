@@ -21,18 +21,17 @@ from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Capability, Generator, build_generator
+from ray_sr.models.generator import UNKNOWN_RECEPTIVE_FIELD
+from ray_sr.models.spandrel_network import from_descriptor
+from ray_sr.recipes import architectures
 from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RLFNSpec, RRDBNetSpec, SPANSpec
 from ray_sr.storage import first_line
 
 State = dict[str, Tensor]
 
-# Radius in input pixels assumed for networks whose receptive field is unknown. Generous for most generators, but
-# no bound: attention and very deep networks can see further, and their tiles then differ from the whole.
-UNKNOWN_RECEPTIVE_FIELD = 64
-
 # ------------------------------------------------------------------- the state dict inside a checkpoint
 
-_CONTAINERS = ("params_ema", "params", "state_dict", "model_state_dict", "model")
+_CONTAINERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 _SUBMODULES = ("generator_ema.", "generator.", "netG.")
 _WRAPPERS = ("module.", "_orig_mod.")
 _COUNTERS = ("steps", "n_averaged")  # averaged models count their updates beside the weights
@@ -44,10 +43,14 @@ def find_state(content: object, source: str) -> State:
     Averaged weights go before the others. Raises ModelError where there are none.
     """
     for _ in range(4):
-        inner = {key: value for key, value in _items(content) if key in _CONTAINERS and isinstance(value, dict)}
-        if not inner:
+        inner = {key: value for key, value in _items(content) if isinstance(value, dict)}
+        named = [key for key in inner if key in _CONTAINERS]
+        if named:
+            content = inner[min(named, key=_CONTAINERS.index)]
+        elif len(inner) == len(_items(content)) == 1:  # a name of its own, with nothing beside it
+            content = next(iter(inner.values()))
+        else:
             break
-        content = inner[min(inner, key=_CONTAINERS.index)]
     state = {str(key): value for key, value in _items(content) if isinstance(value, Tensor)}
     state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in _COUNTERS}
     if not state:
@@ -102,6 +105,11 @@ def recognise(state: Mapping[str, Tensor], source: str) -> tuple[NetworkSpec, St
     """
     found = _family_of(state)
     return (_inferred(*found, source), _own(*found)) if found else None
+
+
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the keys of one of our families, whatever their shapes."""
+    return _family_of(state) is not None
 
 
 def our_names(state: Mapping[str, Tensor]) -> State:
@@ -275,32 +283,13 @@ _FAMILIES = (
 # ----------------------------------------------------------------------------------- other programs
 
 
-class SpandrelModule(Generator):
-    """A network that spandrel built: N×3×h×w in [0, 1] to N×3×(h·scale)×(w·scale), padded by spandrel."""
-
-    def __init__(self, descriptor: Any, whole_image: bool) -> None:
-        super().__init__()
-        self.layers = descriptor.model  # registered, so that .to() moves what the descriptor runs
-        self.descriptor = descriptor
-        self.capability = Capability(
-            scale=descriptor.scale,
-            channels=3,
-            multiple=descriptor.size_requirements.multiple_of,
-            receptive_field=UNKNOWN_RECEPTIVE_FIELD,
-            bf16=descriptor.supports_bfloat16,
-            whole_image_norm=whole_image,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.descriptor(x)
-
-
 def with_spandrel(state: State, source: str) -> Generator | None:
     """A network of any architecture that spandrel knows; None where spandrel is not installed.
 
+    Its `network` is the recipe's generator of kind spandrel, or None where the weights alone do not make one.
     Raises ModelError for unknown architectures and for networks that do not map RGB to RGB.
     """
-    if importlib.util.find_spec("spandrel") is None:
+    if not architectures.is_installed():
         return None
     import spandrel
 
@@ -317,8 +306,7 @@ def with_spandrel(state: State, source: str) -> Generator | None:
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
         channels = f"{descriptor.input_channels} to {descriptor.output_channels}"
         raise ModelError(f"{source}: {descriptor.architecture.name} maps {channels} channels, not RGB to RGB")
-    tiles_well = descriptor.tiling == spandrel.ModelTiling.SUPPORTED
-    return SpandrelModule(descriptor.float(), whole_image=not tiles_well).eval()
+    return from_descriptor(descriptor.float())
 
 
 # ------------------------------------------------------------------------------------- Python files

@@ -8,6 +8,10 @@ from torch import nn
 
 from ray_sr.recipes.networks import NetworkSpec
 
+# Radius in input pixels assumed for networks whose receptive field is unknown. Generous for most generators, but
+# no bound: attention and very deep networks can see further, and their tiles then differ from the whole.
+UNKNOWN_RECEPTIVE_FIELD = 64
+
 
 @dataclass(frozen=True)
 class Capability:

@@ -26,12 +26,17 @@ from torch.overrides import TorchFunctionMode
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Generator, build_generator
-from ray_sr.models.foreign import find_state, our_names, recognise, with_spandrel
+from ray_sr.models.foreign import find_state, our_names, recognise, recognises, with_spandrel
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.storage import first_line, open_filesystem, read_file, write_file
 
 HEADER = "ray_sr"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+
+def is_weights_file(name: str) -> bool:
+    """Whether the name ends as weights files do, in any case."""
+    return name.lower().endswith(WEIGHT_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -78,36 +83,40 @@ def save_weights(
 # ------------------------------------------------------------------------------------------- reading
 
 
-def load_weights(path: str | Path, network: NetworkSpec | None = None) -> tuple[NetworkSpec, dict[str, Tensor]]:
-    """The network and state dict of our own or a recognised foreign generator file.
-
-    `network` overrides what the file says, for files that do not tell. Raises InputError for a missing file,
-    ModelError for a corrupt, unsafe or unknown one.
-    """
-    source = str(path)
-    content = decode_weights(_read(path), source)
-    found = _identify(content, network, source)
-    if found is None:
-        hint = "upscale, evaluate and serve take the file itself as their model: pip install ray-sr[foreign]"
-        raise ModelError(f"{_unknown(source, content.state)}; {hint}")
-    return found
-
-
 def load_generator(path: str | Path, network: NetworkSpec | None = None) -> tuple[Generator, NetworkSpec | None]:
     """A generator ready to run (evaluation mode, float32, CPU) from any weights file.
 
-    Architectures that are not ours come through spandrel where it is installed; their network is None.
-    Raises InputError and ModelError.
+    `network` overrides what the file says, for files that do not tell. What is none of our layouts is loaded by
+    spandrel where that is installed; the network is None where it cannot be built from options alone. Raises
+    InputError for a missing file, ModelError for a corrupt, unsafe or unknown one.
     """
     source = str(path)
     content = decode_weights(_read(path), source)
-    found = _identify(content, network, source)
-    if found is not None:
-        return generator_from_state(found[0], found[1], source), found[0]
-    module = with_spandrel(content.state, source)
+    try:
+        found = _identify(content, network, source)
+        if found is not None:
+            return generator_from_state(found[0], found[1], source), found[0]
+        refusal = ModelError(_unknown(source, content.state))
+    except ModelError as error:
+        if network or content.network:
+            raise
+        refusal = error
+    return _by_spandrel(content.state, source, refusal)
+
+
+def _by_spandrel(
+    state: dict[str, Tensor], source: str, refusal: ModelError
+) -> tuple[Generator, NetworkSpec | None]:
+    """What our own reader refused: one of our families in a layout that spandrel knows, or something else."""
+    is_ours = recognises(state)
+    try:
+        module = with_spandrel(state, source)
+    except ModelError as error:
+        raise refusal if is_ours else error from None
     if module is None:
-        raise ModelError(f"{_unknown(source, content.state)}; pip install ray-sr[foreign] knows more of them")
-    return module, None
+        hint = "" if is_ours else "; pip install 'ray-sr[foreign]' knows more of them"
+        raise ModelError(f"{refusal}{hint}")
+    return module, module.network
 
 
 def generator_from_state(network: NetworkSpec, state: Mapping[str, Tensor], source: str) -> Generator:
@@ -136,7 +145,7 @@ class _WithoutDraws(TorchFunctionMode):
 
 def decode_weights(data: bytes, source: str) -> WeightsFile:
     """Parse the bytes of a .safetensors or PyTorch file; `source` names it in errors. Raises ModelError."""
-    if source.endswith(".safetensors"):
+    if source.lower().endswith(".safetensors"):
         return _decode_safetensors(data, source)
     return WeightsFile(find_state(_safe_unpickle(data, source), source), None, {})
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_sr.evaluation import Evaluation, evaluate
 from ray_sr.evaluation.evaluate import OnImage
-from ray_sr.models.weights import halved, load_strict, load_weights
+from ray_sr.models.weights import halved, load_strict
 from ray_sr.publishing.training_curves import draw_training
 from ray_sr.store import Metrics, Model, ModelRecord, Provenance, Store, load_model
 from ray_sr.training.runs import Run
@@ -44,9 +44,10 @@ def publish_run(
     Raises InputError where the run has no checkpoint, ModelError and ResourceError as the store does.
     """
     weights = run.generator(stage)
-    network, state = load_weights(weights)
     recipe = run.recipe()
     model = load_model(weights)
+    assert model.network
+    state = {name: value.clone() for name, value in model.module.state_dict().items()}
     if half:
         load_strict(model.module, halved(state), str(weights))
     metrics, pictures = _measured(model, measure_on, progress, draw=pictures_of is None)
@@ -58,7 +59,7 @@ def publish_run(
     version = store.publish(
         name,
         state,
-        network,
+        model.network,
         recipe=recipe,
         metrics=[*_validation(run, stage), *metrics],
         provenance=Provenance(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
+from ray_sr.recipes import architectures
 from ray_sr.recipes.section import Scale, Section, ValueRange
+
+CHECK_ARCHITECTURES = "check architectures"
+"""Key of a validation context: where it is true, spandrel is asked whether it has such a network."""
 
 # ---------------------------------------------------------------------------------------- generators
 
@@ -108,8 +112,40 @@ class RLFNSpec(Section):
     )
 
 
+class SpandrelSpec(Section):
+    """Any image architecture of the library spandrel (`ray-sr recipes architectures` lists them)."""
+
+    scales: ClassVar[tuple[int, ...]] = architectures.SCALES
+    kind: Literal["spandrel"] = "spandrel"
+    architecture: str = Field(min_length=1, description="name of the architecture: SPAN, SwinIR, RealPLKSR …")
+    options: dict[str, Any] = Field({}, description="the architecture's own options; others keep its defaults")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, data: Any) -> Any:
+        """What an architecture needs beyond its own defaults is written out: so it stays, whatever changes here."""
+        given = data.get("options", {}) if isinstance(data, dict) else None
+        if not isinstance(given, dict) or not isinstance(data.get("architecture"), str):
+            return data
+        return {**data, "options": {**architectures.PRESETS.get(data["architecture"], {}), **given}}
+
+    @model_validator(mode="after")
+    def _known(self, info: ValidationInfo) -> Self:
+        if isinstance(info.context, dict) and info.context.get(CHECK_ARCHITECTURES):
+            architectures.check(self.architecture, self.options)
+        return self
+
+
 GeneratorSpec = Annotated[
-    SRResNetSpec | MSRResNetSpec | RRDBNetSpec | CompactSpec | UpResNetSpec | DeblurGANSpec | SPANSpec | RLFNSpec,
+    SRResNetSpec
+    | MSRResNetSpec
+    | RRDBNetSpec
+    | CompactSpec
+    | UpResNetSpec
+    | DeblurGANSpec
+    | SPANSpec
+    | RLFNSpec
+    | SpandrelSpec,
     Field(discriminator="kind"),
 ]
 

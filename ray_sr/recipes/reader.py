@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ray_sr.errors import InputError, RecipeError
+from ray_sr.errors import InputError, ModelError, RecipeError
+from ray_sr.recipes import architectures
+from ray_sr.recipes.networks import CHECK_ARCHITECTURES, SpandrelSpec
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.recipes.section import Section
 
@@ -68,10 +71,21 @@ def parse_section(
         origins = {known: place for known, place in origins.items() if known[: len(path)] != path}
         origins[path] = (options or {}).get(override, f"override {override}")
     try:
-        return model.model_validate(data)
+        made = model.model_validate(data, context={CHECK_ARCHITECTURES: True})
     except ValidationError as problem:
         found = [line for error in problem.errors() for line in _messages(error, data, origins, source, model)]
         raise RecipeError("\n".join(dict.fromkeys(found))) from None
+    if isinstance(made, Recipe) and isinstance(made.generator, SpandrelSpec):
+        _check_built(made.generator, made.scale, _place(("generator",), origins, source))
+    return made
+
+
+def _check_built(generator: SpandrelSpec, scale: int, place: str) -> None:
+    """RecipeError where options that are right one by one make no network together, or none of this scale."""
+    try:
+        architectures.check_built(generator.architecture, json.dumps(generator.options), scale)
+    except ModelError as error:
+        raise RecipeError(f"generator: {error} [{place}]") from None
 
 
 def recipe_yaml(recipe: Recipe) -> str:

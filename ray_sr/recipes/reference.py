@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from ray_sr.recipes.recipe import Recipe
 
+_PLAIN = {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "Any": "any value"}
 _SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 
@@ -57,7 +58,7 @@ def _type(annotation: Any) -> str:
     if origin in (list, tuple, dict):
         inner = ", ".join(_type(part) for part in arguments)
         return {list: "list of ", tuple: "", dict: "mapping of "}[origin] + inner
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true, false"}[annotation.__name__]
+    return _PLAIN[annotation.__name__]
 
 
 def _bounds(field: FieldInfo) -> str:

@@ -21,7 +21,7 @@ from ray.serve.metrics import Gauge, Histogram
 
 from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
-from ray_sr.models.weights import WEIGHT_SUFFIXES
+from ray_sr.models.weights import is_weights_file
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.tile_batching import Abandoned, Batches
@@ -170,7 +170,7 @@ class GeneratorReplica:
     @property
     def _follows(self) -> bool:
         """Whether the reference can mean another model later: it is neither a file, built in, nor a version."""
-        is_file = "/" in self._ref or ":" in self._ref or self._ref.endswith(WEIGHT_SUFFIXES)
+        is_file = "/" in self._ref or ":" in self._ref or is_weights_file(self._ref)
         return not is_file and "@" not in self._ref and self._ref != BUILT_IN
 
     def _follow(self) -> None:

@@ -10,10 +10,7 @@ from pathlib import Path
 from ray_sr.errors import InputError
 from ray_sr.models import Bicubic
 from ray_sr.models.foreign import from_python_file
-from ray_sr.models.weights import (
-    WEIGHT_SUFFIXES,
-    load_generator,
-)
+from ray_sr.models.weights import is_weights_file, load_generator
 from ray_sr.storage import open_filesystem, read_file
 from ray_sr.store.store import BUILT_IN, Model, Store, _load_published, _read_record
 
@@ -34,7 +31,7 @@ def load_model(ref: str | Path, store: Store | str | Path | None = None, *, scal
         return _from_python(Path(found["file"]), found["name"], int(found["scale"]))
     if text.endswith(".py"):
         raise InputError(f"{text}: give a Python file as FILE.py:NAME:SCALE; its load(NAME, SCALE) is called")
-    if text.endswith(WEIGHT_SUFFIXES):
+    if is_weights_file(text):
         return _from_file(text)
     if "/" in text or os.sep in text or (Path(text) / "model.json").is_file():
         return _from_folder(text)

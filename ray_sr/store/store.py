@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from ray_sr.errors import ModelError, ResourceError
 from ray_sr.models import Capability, Generator, count_parameters
 from ray_sr.models.weights import (
-    WEIGHT_SUFFIXES,
     decode_weights,
     encode_weights,
     generator_from_state,
     halved,
+    is_weights_file,
 )
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
@@ -344,7 +344,7 @@ class Store:
     def _check_name(self, name: str) -> None:
         if not re.fullmatch(NAME_PATTERN, name) or len(name) > 64:
             raise ModelError(f"{name!r} cannot name a model: use up to 64 letters, digits, dots, - and _")
-        if name == BUILT_IN or name.endswith((*WEIGHT_SUFFIXES, ".py")):
+        if name == BUILT_IN or is_weights_file(name) or name.endswith(".py"):
             raise ModelError(f"{name!r} cannot name a model: it means something else already")
 
     def _check_free(self, name: str, channel: str | None) -> None:
