@@ -16,7 +16,7 @@ from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import blur, gaussian
 from ray_sr.degradations.motion import motion_blur
 from ray_sr.degradations.noise import add_noise
-from ray_sr.degradations.pixels import to_uint8, to_unit
+from ray_sr.degradations.pixels import Pixels, from_planes, to_planes, to_uint8, to_unit
 from ray_sr.degradations.resizing import shrink
 from ray_sr.degradations.second_order import second_order
 from ray_sr.errors import InputError, RecipeError
@@ -63,13 +63,13 @@ def _degrade_block(
 ) -> np.ndarray:
     if len(steps) == 1 and isinstance(steps[0], DownscaleSpec) and steps[0].method == "bicubic":
         return downscale_crops(hr, scale)
-    batch = to_unit(hr)
+    images = [to_unit(image) for image in hr]
     for step in steps:
-        batch = _apply(step, batch, scale, rngs)
-    if batch.shape[-2] * scale != hr.shape[1] or batch.shape[-1] * scale != hr.shape[2]:
+        images = _apply(step, images, scale, rngs)
+    if images[0].shape[0] * scale != hr.shape[1] or images[0].shape[1] * scale != hr.shape[2]:
         kinds = ", ".join(step.kind for step in steps)
         raise RecipeError(f"degradation [{kinds}] does not shrink by {scale}: give it one downscale step")
-    return to_uint8(batch)
+    return np.stack([to_uint8(image) for image in images])
 
 
 def is_random(steps: Sequence[DegradationSpec]) -> bool:
@@ -85,23 +85,23 @@ def _check(hr: np.ndarray, scale: int) -> None:
 
 
 def _apply(
-    step: DegradationSpec, batch: torch.Tensor, scale: int, rngs: Sequence[np.random.Generator]
-) -> torch.Tensor:
+    step: DegradationSpec, images: list[Pixels], scale: int, rngs: Sequence[np.random.Generator]
+) -> list[Pixels]:
     match step:
         case DownscaleSpec():
-            return shrink(batch, step.method, scale)
+            return from_planes(shrink(to_planes(images), step.method, scale))
         case BlurSpec():
-            return _each(batch, rngs, lambda image, rng: blur(image, step, rng))
+            return _each(images, rngs, lambda image, rng: blur(image, step, rng))
         case NoiseSpec():
-            return _each(batch, rngs, lambda image, rng: add_noise(image, step, rng))
+            return _each(images, rngs, lambda image, rng: add_noise(image, step, rng))
         case CompressionSpec():
-            return _each(batch, rngs, lambda image, rng: compress(image, step, rng))
+            return _each(images, rngs, lambda image, rng: compress(image, step, rng))
         case SharpenSpec():
-            return _each(batch, rngs, lambda image, rng: sharpen(image, _wide_blur))
+            return [sharpen(torch.from_numpy(image), _wide_blur).numpy() for image in images]
         case SecondOrderSpec():
-            return _each(batch, rngs, lambda image, rng: second_order(image, step, scale, rng))
+            return _each(images, rngs, lambda image, rng: second_order(image, step, scale, rng))
         case MotionBlurSpec():
-            return _each(batch, rngs, lambda image, rng: motion_blur(image, step, rng))
+            return _each(images, rngs, lambda image, rng: motion_blur(image, step, rng))
         case PairsSpec():
             raise RecipeError(
                 "degradation pairs makes no input photo: prepare the data with `data prepare --inputs`"
@@ -109,13 +109,13 @@ def _apply(
 
 
 def _each(
-    batch: torch.Tensor,
+    images: list[Pixels],
     rngs: Sequence[np.random.Generator],
-    degrade_one: Callable[[torch.Tensor, np.random.Generator], torch.Tensor],
-) -> torch.Tensor:
+    degrade_one: Callable[[Pixels, np.random.Generator], Pixels],
+) -> list[Pixels]:
     """Degrades image by image: sizes, kernels and codecs differ, and no image can touch another."""
-    return torch.stack([degrade_one(image, rng) for image, rng in zip(batch, rngs, strict=True)])
+    return [degrade_one(image, rng) for image, rng in zip(images, rngs, strict=True)]
 
 
 def _wide_blur(image: torch.Tensor) -> torch.Tensor:
-    return convolve(image, gaussian(KERNEL, (SIGMA, SIGMA)))
+    return torch.from_numpy(convolve(image.numpy(), gaussian(KERNEL, (SIGMA, SIGMA))))

@@ -11,9 +11,9 @@ import cmath
 import math
 
 import numpy as np
-import torch
 
 from ray_sr.degradations.convolution import convolve
+from ray_sr.degradations.pixels import Pixels, clamp
 from ray_sr.recipes.degradations import MotionBlurSpec
 
 POINTS = 2000
@@ -22,8 +22,8 @@ ANXIETY = 0.005  # how strongly impulses, pull and jolts act
 MOST_JOLTS, MOST_PULL, MOST_SHAKE = 0.2, 0.7, 10.0
 
 
-def motion_blur(image: torch.Tensor, spec: MotionBlurSpec, rng: np.random.Generator) -> torch.Tensor:
-    """Blurs float32 C×H×W with a kernel drawn by `spec`, or leaves it as it is. Clamps to [0, 1].
+def motion_blur(image: Pixels, spec: MotionBlurSpec, rng: np.random.Generator) -> Pixels:
+    """Blurs float32 H×W×C with a kernel drawn by `spec`, or leaves it as it is. Clamps to [0, 1].
 
     With a gamma other than 1 the values are raised to it before and to its inverse after: light adds up
     linearly, stored values do not. Brightness and contrast stay: the kernel sums to 1.
@@ -31,15 +31,14 @@ def motion_blur(image: torch.Tensor, spec: MotionBlurSpec, rng: np.random.Genera
     if rng.random() >= spec.probability:
         return image
     kernel = motion_kernel(spec.size, rng.uniform(*spec.exposure), rng)
-    light = _power(image.clamp(0, 1), spec.gamma)
-    return _power(convolve(light, kernel).clamp_(0, 1), 1 / spec.gamma)
+    light = _power(clamp(image.copy()), spec.gamma)
+    return _power(clamp(convolve(light, kernel)), 1 / spec.gamma)
 
 
-def _power(image: torch.Tensor, exponent: float) -> torch.Tensor:
-    """By NumPy: the last bits of torch's powers depend on its number of threads."""
+def _power(image: Pixels, exponent: float) -> Pixels:
     if exponent == 1:  # the default gamma; computing this power takes as long as any other
         return image
-    return torch.from_numpy(image.numpy() ** np.float32(exponent))
+    return image ** np.float32(exponent)
 
 
 def motion_kernel(size: int, exposure: float, rng: np.random.Generator) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
-import torch
 
+from ray_sr.degradations.pixels import Pixels, clamp
 from ray_sr.recipes.degradations import NoiseSpec
 
 # Poisson noise of scale 1 is that of a sensor which counts this many photons in white. Real-ESRGAN takes the
@@ -12,11 +13,11 @@ from ray_sr.recipes.degradations import NoiseSpec
 # fewer for a flat crop, whose noise would then depend on where it was cut.
 PHOTONS = 256
 
-_LUMA = torch.tensor([0.2989, 0.5870, 0.1140]).view(3, 1, 1)
+_LUMA = np.array([0.2989, 0.5870, 0.1140], np.float32)
 
 
-def add_noise(image: torch.Tensor, spec: NoiseSpec, rng: np.random.Generator) -> torch.Tensor:
-    """Adds noise drawn by `spec` to float32 3×H×W and clamps to [0, 1], or leaves it as it is."""
+def add_noise(image: Pixels, spec: NoiseSpec, rng: np.random.Generator) -> Pixels:
+    """Adds noise drawn by `spec` to float32 H×W×3 and clamps to [0, 1], or leaves it as it is."""
     if rng.random() >= spec.probability:
         return image
     gray = rng.random() < spec.gray
@@ -24,19 +25,27 @@ def add_noise(image: torch.Tensor, spec: NoiseSpec, rng: np.random.Generator) ->
         noise = gaussian_noise(image, rng.uniform(*spec.sigma), gray, rng)
     else:
         noise = poisson_noise(image, rng.uniform(*spec.poisson_scale), gray, rng)
-    return noise.add(image).clamp_(0, 1)
+    noise += image
+    return clamp(noise)
 
 
-def gaussian_noise(image: torch.Tensor, sigma: float, gray: bool, rng: np.random.Generator) -> torch.Tensor:
-    """Noise of standard deviation `sigma` / 255, of shape C×H×W or, gray, 1×H×W."""
-    channels, height, width = image.shape
-    noise = rng.standard_normal((1 if gray else channels, height, width), dtype=np.float32)
-    return torch.from_numpy(noise).mul_(sigma / 255)
+def gaussian_noise(image: Pixels, sigma: float, gray: bool, rng: np.random.Generator) -> Pixels:
+    """Noise of standard deviation `sigma` / 255, H×W×3: gray, the same in all channels."""
+    height, width, channels = image.shape
+    planes = rng.standard_normal((1 if gray else channels, height, width), dtype=np.float32)
+    planes *= np.float32(sigma / 255)
+    return _in_colour(planes)
 
 
-def poisson_noise(image: torch.Tensor, scale: float, gray: bool, rng: np.random.Generator) -> torch.Tensor:
-    """Noise of variance scale² · brightness / PHOTONS, of shape 3×H×W or, gray, 1×H×W from the luma."""
-    light = (image * _LUMA).sum(0, keepdim=True) if gray else image
-    photons = (light.clamp(0, 1) * PHOTONS).numpy()
-    noise = (rng.poisson(photons) - photons).astype(np.float32)
-    return torch.from_numpy(noise).mul_(scale / PHOTONS)
+def poisson_noise(image: Pixels, scale: float, gray: bool, rng: np.random.Generator) -> Pixels:
+    """Noise of variance scale² · brightness / PHOTONS, H×W×3: gray, the same in all channels, from the luma."""
+    light = (image @ _LUMA)[None] if gray else image.transpose(2, 0, 1).copy()
+    photons = clamp(light) * np.float32(PHOTONS)
+    planes = (rng.poisson(photons) - photons).astype(np.float32)
+    planes *= np.float32(scale / PHOTONS)
+    return _in_colour(planes)
+
+
+def _in_colour(planes: np.ndarray) -> Pixels:
+    """1×H×W or 3×H×W to H×W×3, in memory of its own."""
+    return np.asarray(cv2.merge([planes[0]] * 3 if len(planes) == 1 else list(planes)))

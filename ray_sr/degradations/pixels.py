@@ -1,18 +1,36 @@
-"""The border between stored 8-bit pixels and the float32 tensors that degradations work on."""
+"""The border between stored 8-bit pixels and the float32 arrays that degradations work on."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-
-def to_unit(pixels: np.ndarray) -> torch.Tensor:
-    """uint8 N×H×W×C to contiguous float32 N×C×H×W in [0, 1], in memory of its own."""
-    planes = np.divide(pixels.transpose(0, 3, 1, 2), 255, dtype=np.float32, order="C")
-    return torch.from_numpy(planes)
+Pixels = np.ndarray
+"""float32 H×W×3, RGB in [0, 1] (in between also somewhat beyond): the layout of OpenCV."""
 
 
-def to_uint8(batch: torch.Tensor) -> np.ndarray:
-    """Float N×C×H×W to uint8 N×H×W×C: clamped to [0, 1], rounded half up."""
-    levels = (batch * 255).add_(0.5).clamp_(0, 255)
-    return levels.permute(0, 2, 3, 1).to(torch.uint8, memory_format=torch.contiguous_format).numpy()
+def to_unit(pixels: np.ndarray) -> Pixels:
+    """uint8 of any shape to float32 in [0, 1], in memory of its own."""
+    return np.divide(pixels, 255, dtype=np.float32)
+
+
+def to_uint8(pixels: Pixels) -> np.ndarray:
+    """Float of any shape to uint8: clamped to [0, 1], rounded half up."""
+    levels = np.multiply(pixels, 255, dtype=np.float32)
+    levels += 0.5
+    return clamp(levels, 255).astype(np.uint8)
+
+
+def clamp(pixels: Pixels, highest: float = 1) -> Pixels:
+    """Into [0, highest], in place."""
+    return np.clip(pixels, np.float32(0), np.float32(highest), out=pixels)
+
+
+def to_planes(images: list[Pixels]) -> torch.Tensor:
+    """Images of one size to a tensor N×3×H×W."""
+    return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
+
+
+def from_planes(batch: torch.Tensor) -> list[Pixels]:
+    """A tensor N×3×H×W to images."""
+    return list(np.ascontiguousarray(batch.numpy().transpose(0, 2, 3, 1)))

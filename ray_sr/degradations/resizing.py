@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ray_sr.degradations.pixels import Pixels
 from ray_sr.images import resample
 
 
@@ -24,20 +28,33 @@ def shrink(batch: torch.Tensor, method: Literal["bicubic", "bilinear", "area"], 
     return F.interpolate(batch, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def interpolate_linearly(image: torch.Tensor, sides: tuple[int, int]) -> torch.Tensor:
-    """Float C×H×W to any height and width, bilinear without antialiasing.
+def interpolate(image: Pixels, sides: tuple[int, int], mode: Literal["area", "bilinear", "bicubic"]) -> Pixels:
+    """Float32 H×W×C to any height and width as torch's interpolate does it: without antialiasing.
 
-    The same as torch's interpolate, whose last bits however depend on its number of threads.
+    area is the mean of the pixels that an output pixel touches, bicubic has a = -0.75.
     """
-    for axis, side in zip((-2, -1), sides, strict=True):
-        lower, upper, share = _neighbours(image.shape[axis], side)
-        low, high = image.index_select(axis, lower), image.index_select(axis, upper)
-        image = low + (high - low) * (share[:, None] if axis == -2 else share)
-    return image
+    if image.shape[:2] == sides:
+        return image
+    if mode == "area":
+        return _means(image, sides)
+    method = cv2.INTER_LINEAR if mode == "bilinear" else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, (sides[1], sides[0]), interpolation=method)).reshape(*sides, -1)
 
 
-def _neighbours(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """For each new pixel the old ones on either side of its centre, and the share of the second."""
-    centres = ((torch.arange(new) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
-    lower = centres.long()
-    return lower, (lower + 1).clamp(max=old - 1), centres - lower
+def _means(image: Pixels, sides: tuple[int, int]) -> Pixels:
+    """Two products with matrices, down and across: faster on crops than any pooling of three channels."""
+    (height, width), (rows, columns) = image.shape[:2], sides
+    image = (_mean_matrix(height, rows) @ image.reshape(height, -1)).reshape(rows, width, -1)
+    turned = cv2.transpose(image)
+    turned = (_mean_matrix(width, columns) @ turned.reshape(width, -1)).reshape(columns, rows, -1)
+    return np.asarray(cv2.transpose(turned))
+
+
+@lru_cache(maxsize=1024)
+def _mean_matrix(old: int, new: int) -> np.ndarray:
+    """float32 new×old: each row is the mean of the old pixels that a new one touches."""
+    first = np.arange(new) * old // new
+    last = -(-(np.arange(1, new + 1) * old) // new)
+    places = np.arange(old)
+    touched = (places >= first[:, None]) & (places < last[:, None])
+    return (touched / touched.sum(1, keepdims=True)).astype(np.float32)

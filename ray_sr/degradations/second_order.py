@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from ray_sr.degradations.compression import compress
 from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import blur, random_size, sinc
 from ray_sr.degradations.noise import add_noise
-from ray_sr.degradations.resizing import interpolate_linearly
+from ray_sr.degradations.pixels import Pixels, from_planes, to_planes
+from ray_sr.degradations.resizing import interpolate
 from ray_sr.images import resample
 from ray_sr.recipes.degradations import BlurKernel, BlurSpec, CompressionSpec, NoiseSpec, Range, SecondOrderSpec
 
@@ -38,6 +38,7 @@ _KERNELS: dict[BlurKernel, float] = {
 _SINC_SHARE = 0.1
 _FINAL_SINC = 0.8
 _QUALITY = (30, 95)
+_MODES: tuple[Literal["area"], Literal["bilinear"], Literal["bicubic"]] = ("area", "bilinear", "bicubic")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class _Order:
     jpeg: CompressionSpec
 
 
-def second_order(image: torch.Tensor, spec: SecondOrderSpec, scale: int, rng: np.random.Generator) -> torch.Tensor:
-    """Degrades float32 3×H×W to 3×H/scale×W/scale; both sides must be multiples of `scale`."""
-    height, width = image.shape[-2:]
+def second_order(image: Pixels, spec: SecondOrderSpec, scale: int, rng: np.random.Generator) -> Pixels:
+    """Degrades float32 H×W×3 to H/scale×W/scale×3; both sides must be multiples of `scale`."""
+    height, width = image.shape[:2]
     small = (height // scale, width // scale)
     first, second = _first(spec.strength), _second(spec.strength)
     image = blur(image, first.blur, rng)
@@ -133,16 +134,14 @@ def _random_sides(sides: tuple[int, int], resize: _Resize, rng: np.random.Genera
     return max(1, round(sides[0] * factor)), max(1, round(sides[1] * factor))
 
 
-def _resize(image: torch.Tensor, sides: tuple[int, int], strength: float, rng: np.random.Generator) -> torch.Tensor:
+def _resize(image: Pixels, sides: tuple[int, int], strength: float, rng: np.random.Generator) -> Pixels:
     """Resizes as Real-ESRGAN does, by area, bilinear or bicubic without antialiasing; or as MATLAB does."""
     if rng.random() >= strength:
-        return resample.resize_to(image[None], *sides)[0]
-    if (mode := ("area", "bilinear", "bicubic")[rng.integers(3)]) == "bilinear":
-        return interpolate_linearly(image, sides)
-    return F.interpolate(image[None], size=sides, mode=mode)[0]
+        return from_planes(resample.resize_to(to_planes([image]), *sides))[0]
+    return interpolate(image, sides, _MODES[rng.integers(3)])
 
 
-def _final_sinc(image: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+def _final_sinc(image: Pixels, strength: float, rng: np.random.Generator) -> Pixels:
     if rng.random() >= _FINAL_SINC * strength:
         return image
     return convolve(image, sinc(random_size(_SIZES, rng), rng.uniform(math.pi / 3, math.pi)))

@@ -4,7 +4,6 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ray_sr.degradations import degrade
@@ -52,10 +51,10 @@ def test_better_quality_is_closer() -> None:
 
 
 def test_values_beyond_the_range_are_clamped() -> None:
-    image = torch.tensor([-0.3, 0.5, 1.4]).view(3, 1, 1).expand(3, 16, 16)
+    image = np.ones((16, 16, 3), np.float32) * np.array([-0.3, 0.5, 1.4], np.float32)
     spec = CompressionSpec(quality=(100, 100))
     result = compress(image, spec, np.random.default_rng(0))
-    assert torch.allclose(result, image.clamp(0, 1), atol=0.02)
+    assert np.allclose(result, image.clip(0, 1), atol=0.02)
 
 
 def test_photos_too_long_for_webp_are_an_error() -> None:

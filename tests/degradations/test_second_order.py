@@ -5,6 +5,7 @@ import pytest
 
 from ray_sr.degradations import degrade
 from ray_sr.recipes.degradations import DegradationSpec, DownscaleSpec, SecondOrderSpec
+from tests.degradations import reference
 from tests.degradations.pictures import batch, generators
 
 
@@ -58,3 +59,22 @@ def test_degraded_pictures_still_show_the_scene() -> None:
     alike = [np.corrcoef(lr.ravel(), bicubic.ravel())[0, 1] for lr, bicubic in pairs]
     assert np.median(alike) > 0.7
     assert min(alike) > 0.1
+
+
+def test_the_result_is_that_of_other_libraries_within_rounding() -> None:
+    """Most crops differ by nothing. Rounding can move a JPEG coefficient or a photon: noise is other noise then."""
+    count = 60
+    hr = batch(count, 96, 96)
+    pairs = zip(hr, generators(range(count)), strict=True)
+    expected = np.stack([reference.degrade(crop, 4, rng) for crop, rng in pairs])
+    difference = np.abs(_degraded(hr, 1.0).astype(int) - expected).reshape(count, -1)
+    assert np.median(difference.mean(axis=1)) < 0.02
+    assert np.mean(difference.max(axis=1) <= 1) > 0.8
+
+
+def test_a_crop_is_the_same_alone_and_among_others() -> None:
+    hr = batch(5, 48, 48)
+    together = _degraded(hr, 1.0)
+    for number in range(5):
+        alone = degrade(hr[number : number + 1], [SecondOrderSpec()], 4, generators([number]))
+        assert np.array_equal(alone[0], together[number])

@@ -11,19 +11,30 @@ import torch
 from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import gaussian
 from ray_sr.degradations.motion import motion_blur
-from ray_sr.degradations.resizing import interpolate_linearly, shrink
+from ray_sr.degradations.pixels import from_planes, to_planes
+from ray_sr.degradations.resizing import interpolate, shrink
 from ray_sr.images import resample
 from ray_sr.recipes.degradations import MotionBlurSpec
 
+
+def _planar(image: torch.Tensor, change: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
+    return to_planes([change(from_planes(image[None])[0])])
+
+
 MOTION = MotionBlurSpec(size=5, gamma=2.2)
 OPERATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "convolution": lambda image: convolve(image, gaussian(7, (2, 2))),
-    "linear interpolation": lambda image: interpolate_linearly(image, (301, 401)),
+    "convolution": lambda image: _planar(image, lambda pixels: convolve(pixels, gaussian(7, (2, 2)))),
+    "linear interpolation": lambda image: _planar(
+        image, lambda pixels: interpolate(pixels, (301, 401), "bilinear")
+    ),
+    "means": lambda image: _planar(image, lambda pixels: interpolate(pixels, (301, 401), "area")),
     "free bicubic": lambda image: resample.resize_to(image[None], 301, 401),
     "bicubic": lambda image: shrink(image[None], "bicubic", 11),
     "bilinear": lambda image: shrink(image[None], "bilinear", 11),
     "area": lambda image: shrink(image[None], "area", 11),
-    "motion blur": lambda image: motion_blur(image, MOTION, np.random.default_rng(0)),
+    "motion blur": lambda image: _planar(
+        image, lambda pixels: motion_blur(pixels, MOTION, np.random.default_rng(0))
+    ),
 }
 
 
