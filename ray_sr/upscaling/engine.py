@@ -32,6 +32,7 @@ from ray_sr.upscaling.precision import (
     try_out,
 )
 from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
+from ray_sr.upscaling.tile_results import TileResults
 from ray_sr.upscaling.tiles import Span, TilePlan, plan_tiles
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -66,11 +67,13 @@ class _Job:
 
 @dataclass
 class EngineStats:
-    """What an engine did so far: tiles run, of these again in float32, times that the tile was halved."""
+    """What an engine did so far: tiles, of these run again in float32, times that the tile was halved, and tiles
+    whose result was there already."""
 
     tiles: int = 0
     reruns: int = 0
     halvings: int = 0
+    reused: int = 0
 
 
 class Engine:
@@ -109,6 +112,7 @@ class Engine:
         self.capability = capability
         self.batch = batch
         self.stats = EngineStats()
+        self.tile_results: TileResults | None = None  # where frames follow each other, tiles are often the same
         self.overlap = overlap
         self.ensemble = ensemble
         self._apply: Run = nn.Module.__call__
@@ -238,7 +242,7 @@ class Engine:
         band = np.empty(size, job.dtype)
         for first in range(0, len(columns), self.batch):
             some = columns[first : first + self.batch]
-            cores = self._cores(job, rows, some)
+            cores = self._known_cores(job, rows, some)
             if cores is None:
                 return None
             for span, core in zip(some, cores, strict=True):
@@ -247,6 +251,26 @@ class Engine:
             if progress:
                 progress((rows.start + (rows.stop - rows.start) * some[-1].stop / width) / height)
         return band
+
+    def _known_cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
+        """What `_cores` gives; with `tile_results`, only what is not known is run."""
+        if self.tile_results is None:
+            return self._cores(job, rows, columns)
+        keys = [
+            TileResults.key(_cut(job.picture, rows, span), self._inner(rows), self._inner(span), job.dtype, job.exact)
+            for span in columns
+        ]
+        found = [self.tile_results.get(key) for key in keys]
+        missing = [span for span, core in zip(columns, found, strict=True) if core is None]
+        new = self._cores(job, rows, missing) if missing else []
+        if new is None:
+            return None
+        self.stats.reused += len(columns) - len(missing)
+        fresh = iter(new)
+        cores = [next(fresh) if core is None else core for core in found]
+        for key, core in zip(keys, cores, strict=True):
+            self.tile_results.put(key, core)
+        return cores
 
     def _cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
         """The results of tiles side by side, without their margins; None where memory did not suffice."""

@@ -1,0 +1,5 @@
+"""Clips and animations: frame by frame through the upscaling engine, with all that a file carries beside its pictures.
+
+Decoders run in processes of their own, which can be killed. Nothing here is imported by the codec processes but
+what they need, so this file imports nothing.
+"""
