@@ -17,7 +17,7 @@ FLOORS = [
     {"storage", "recipes", "images"},
     {"losses", "perceptual", "degradations", "models", "metrics"},
     {"data", "store", "upscaling"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "video"},
     {"publishing"},
     {"tuning", "serving", "client", "bench"},
     {"cluster", "demo"},

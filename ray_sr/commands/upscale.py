@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,11 +13,14 @@ from ray_sr.commands.common import chosen_model, connect_ray, json_option, note,
 from ray_sr.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ray_sr.store import Model
     from ray_sr.upscaling.files import FileOptions
     from ray_sr.upscaling.naming import Existing
-    from ray_sr.upscaling.results import Summary
+    from ray_sr.upscaling.results import FileResult, Summary
     from ray_sr.upscaling.target_size import TargetSize
+    from ray_sr.video.inputs import MovingJob
 
 PIPE = "-"
 _SIDE = click.IntRange(1)
@@ -59,6 +62,10 @@ _SIDE = click.IntRange(1)
 @click.option("--recursive", is_flag=True, help="Take the folders inside folders too.")
 @click.option("--lenient", is_flag=True, help="Read damaged photos as far as they go.")
 @click.option("--watch", is_flag=True, help="Go on with what arrives in the folders PHOTOS, until interrupted.")
+@click.option("--codec", type=click.Choice(["h264", "h265", "av1", "vp9", "ffv1"]), help="Of clips (default: h264; "
+              "h265 for more than 8 bits, vp9 in .webm).")  # fmt: skip
+@click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, less is better (default: by codec).")
+@click.option("--resume", is_flag=True, help="Go on with clips that were interrupted.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
@@ -73,6 +80,9 @@ def upscale(
     tile: int | None,
     tta: bool,
     watch: bool,
+    codec: str | None,
+    crf: int | None,
+    resume: bool,
     dry_run: bool,
     device: str,
     precision: Any,
@@ -88,7 +98,8 @@ def upscale(
     that are there are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, photos are
     taken when their size and time have been at rest for two seconds, once, also over restarts.
     """
-    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json, watch)
+    clip_choices = {"codec": codec, "crf": crf, "resume": resume}
+    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json, watch, clip_choices)
     _check(request, on_ray)
     from ray_sr.store import load_model
 
@@ -110,12 +121,12 @@ def upscale(
         if (dry_run and not as_json) or (request.piped and (file.status == "failed" or not as_json)):
             note(str(file))
     if summary.exit_code:
-        raise InputError(f"{summary.count('failed')} of {len(summary.files)} photos failed, they are named above")
+        raise InputError(f"{summary.count('failed')} of {len(summary.files)} inputs failed, they are named above")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is to be upscaled, into what. quiet: no notes for people."""
+    """What is to be upscaled, into what. quiet: no notes for people. clips: options of clips alone."""
 
     photos: tuple[str, ...]
     output: str | None
@@ -124,10 +135,18 @@ class _Request:
     dry_run: bool
     quiet: bool
     watch: bool
+    clip_choices: dict[str, Any]
 
     @property
     def piped(self) -> bool:
         return PIPE in (*self.photos, self.output)
+
+    def split(self) -> tuple[_Request, _Request]:
+        """The same for the photos alone, and for the clips and animations."""
+        from ray_sr.video.inputs import split_inputs
+
+        photos, moving = split_inputs(self.photos)
+        return replace(self, photos=tuple(photos)), replace(self, photos=tuple(moving))
 
 
 def _wanted(choices: dict[str, Any]) -> TargetSize:
@@ -188,7 +207,10 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> S
     from ray_sr.upscaling import Engine
     from ray_sr.upscaling.files import upscale_files
     from ray_sr.upscaling.piped import upscale_piped
+    from ray_sr.upscaling.results import Summary
 
+    photos, moving = request.split()
+    planned = _plan_moving(moving, len(photos.photos), loaded.capability.scale)
     engine = Engine(loaded.module, loaded.capability, **engine_options)
     if not request.quiet:
         version = f"@{loaded.version}" if loaded.version else ""
@@ -198,15 +220,47 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> S
         "options": request.options,
         "dry_run": request.dry_run,
     }
-    if not request.piped:
-        return upscale_files(request.photos, request.output, engine, quiet=request.quiet, **common)
-    streams: dict[str, Any] = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer}
-    return upscale_piped(request.photos[0], request.output, engine, **streams, **common)
+    if request.piped:
+        streams: dict[str, Any] = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer}
+        return upscale_piped(request.photos[0], request.output, engine, **streams, **common)
+    summary = Summary((), 0.0)
+    if photos.photos:
+        summary = upscale_files(photos.photos, request.output, engine, quiet=request.quiet, **common)
+    if planned:
+        from ray_sr.video.inputs import upscale_moving
+
+        name = f"{loaded.name}@{loaded.version}"
+        common |= {"choices": request.clip_choices, "quiet": request.quiet, "report": _tell(request)}
+        results = tuple(upscale_moving(planned, engine, model=name, **common))
+        seconds = summary.seconds + sum(result.seconds for result in results)
+        summary = Summary((*summary.files, *results), seconds)
+    return summary
+
+
+def _plan_moving(request: _Request, others: int, scale: int) -> list[MovingJob]:
+    """Jobs for clips and animations, checked before the engine is made."""
+    if not request.photos:
+        return []
+    from ray_sr.video.inputs import clip_options, plan_moving, require_av
+
+    clip_options(request.options, **request.clip_choices)
+    suffix = request.wanted.suffix(scale) if request.options.suffix is None else request.options.suffix
+    jobs = plan_moving(request.photos, request.output, suffix, request.options.format, others)
+    require_av(jobs)
+    return jobs
+
+
+def _tell(request: _Request) -> Callable[[FileResult], None]:
+    """Says what became of a clip: of failures always."""
+    return lambda result: note(str(result)) if result.status == "failed" or not request.quiet else None
 
 
 def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], workers: int | None) -> Summary:
     from ray_sr.upscaling.on_ray import upscale_archive
 
+    _, moving = request.split()
+    if moving.photos:
+        raise RecipeError(f"{moving.photos[0]}: clips and animations are made on one machine: leave out --ray")
     connect_ray()
     return upscale_archive(
         request.photos,

@@ -257,7 +257,9 @@ class Engine:
         if self.tile_results is None:
             return self._cores(job, rows, columns)
         keys = [
-            TileResults.key(_cut(job.picture, rows, span), self._inner(rows), self._inner(span), job.dtype, job.exact)
+            TileResults.key(
+                _cut(job.picture, rows, span), self._inner(rows), self._inner(span), job.dtype, job.exact
+            )
             for span in columns
         ]
         found = [self.tile_results.get(key) for key in keys]

@@ -266,7 +266,7 @@ def _run(
 
     if not plan.todo:
         return
-    resources, count = _resources(workers, str(engine_options.get("device", "auto")), len(plan.todo))
+    resources, count = engine_resources(workers, str(engine_options.get("device", "auto")), len(plan.todo))
     rows = [{"source": result.source, "target": result.target} for result in plan.todo]
     tasks = max(min(len(rows), 2 * count), math.ceil(len(rows) / PHOTOS_IN_TASK))
     dataset = ray.data.from_items(rows, override_num_blocks=min(tasks, MOST_TASKS)).map_batches(
@@ -300,7 +300,7 @@ def _result(text: str) -> FileResult:
     return FileResult(**{**fields, "warnings": tuple(fields["warnings"])})
 
 
-def _resources(workers: int | None, device: str, photos: int) -> tuple[dict[str, Any], int]:
+def engine_resources(workers: int | None, device: str, photos: int) -> tuple[dict[str, Any], int]:
     """What each engine reserves, and how many there are."""
     import ray
 

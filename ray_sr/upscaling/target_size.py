@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.images import Photo
+
+
+class Sized2D(Protocol):
+    """What has a height and a width in pixels: a photo or a clip."""
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class TargetSize:
         if any(side < 1 for side in sides):
             raise RecipeError(f"a width or height must be at least 1 pixel, not {min(sides)}")
 
-    def of(self, photo: Photo, network_scale: int) -> tuple[int, int]:
+    def of(self, photo: Sized2D, network_scale: int) -> tuple[int, int]:
         """Height and width of this photo's result, at least 1. Raises InputError for a scale that is none."""
         ratios = [self.width / photo.width] if self.width else []
         ratios += [self.height / photo.height] if self.height else []
@@ -43,12 +53,12 @@ class TargetSize:
         return f"_x{network_scale if self.scale is None else self.scale:g}"
 
 
-def target_size(photo: Photo, scale: float) -> tuple[int, int]:
+def target_size(photo: Sized2D, scale: float) -> tuple[int, int]:
     """Height and width of the photo enlarged `scale` times. Raises InputError for a scale that is none."""
     if not 0 < scale < float("inf"):
         raise InputError(f"cannot enlarge {scale:g} times: the scale must be a positive number")
     return _scaled(photo, scale)
 
 
-def _scaled(photo: Photo, ratio: float) -> tuple[int, int]:
+def _scaled(photo: Sized2D, ratio: float) -> tuple[int, int]:
     return max(1, round(photo.height * ratio)), max(1, round(photo.width * ratio))

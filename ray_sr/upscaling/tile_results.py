@@ -22,7 +22,7 @@ class TileResults:
     def key(source: np.ndarray, *settings: object) -> bytes:
         """Of a tile's source, H×W×C, and what else decides about its result."""
         digest = hashlib.blake2b(repr((source.shape, source.dtype.str, settings)).encode(), digest_size=20)
-        digest.update(np.ascontiguousarray(source))
+        digest.update(np.ascontiguousarray(source).data)
         return digest.digest()
 
     def get(self, key: bytes) -> np.ndarray | None:

@@ -5,8 +5,10 @@ Times are whole numbers of the stream's time base, as the container has them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 CLIP_SUFFIXES = {
@@ -97,6 +99,26 @@ class Segment:
     start: int
     stop: int | None
     seek: int | None
+
+
+@dataclass(frozen=True)
+class SegmentNotes:
+    """What is known of a segment that was written. times: of its frames; last_duration: of the last one, 0 where
+    the source does not say. delay: frames by which decoding runs ahead of showing. lost: packets that could not be
+    decoded."""
+
+    times: list[int] = field(default_factory=list)
+    last_duration: int = 0
+    delay: int = 0
+    lost: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> SegmentNotes | None:
+        """None where the segment is not done."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 def plan_segments(info: ClipInfo, most: int = FRAMES_IN_SEGMENT) -> list[Segment]:

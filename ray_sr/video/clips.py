@@ -8,57 +8,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ray_sr.errors import InputError, RaySRError, RecipeError, ResourceError
-from ray_sr.images import DEFAULT_LIMITS, Limits
+from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.progress import Progress
 from ray_sr.storage.lock import locked
 from ray_sr.upscaling import Engine
-from ray_sr.upscaling.results import FileResult
 from ray_sr.upscaling.target_size import TargetSize
-from ray_sr.video.clip import RESULT_SUFFIXES, ClipInfo, Segment, plan_segments
-from ray_sr.video.encoding import Encoding, SegmentNotes, choose_encoding
+from ray_sr.video.clip import RESULT_SUFFIXES, ClipInfo, Segment, SegmentNotes, plan_segments
+from ray_sr.video.encoding import Encoding, choose_encoding
 from ray_sr.video.journal import Journal, fingerprint
+from ray_sr.video.options import ClipOptions, ClipResult, what_stands
 from ray_sr.video.processes import answers, probe_clip
-from ray_sr.video.rendering import FrameUpscaler, render_segment
-
-
-@dataclass(frozen=True)
-class ClipOptions:
-    """codec, crf: see `choose_encoding`. existing: what happens where the result's file is there. resume: go on with
-    an unfinished run. keep_metadata: titles, dates and the like. limits: which frames are accepted; not strict:
-    what cannot be decoded is left out."""
-
-    codec: str | None = None
-    crf: int | None = None
-    existing: str = "refuse"
-    resume: bool = False
-    keep_metadata: bool = True
-    limits: Limits = DEFAULT_LIMITS
-
-
-@dataclass(frozen=True)
-class ClipResult(FileResult):
-    """What became of a clip. frames: in the result; frames_reused, tiles_reused: shares in [0, 1] of those that were
-    not computed because they were there already, of what this run did."""
-
-    frames: int = 0
-    frames_reused: float = 0.0
-    tiles_reused: float = 0.0
-
-    @property
-    def megapixels(self) -> float:
-        return self.width * self.height * self.frames / 1e6
-
-    def __str__(self) -> str:
-        text = super().__str__()
-        if self.status != "done":
-            return text
-        rate = self.frames / max(1e-9, self.seconds)
-        return f"{text}, {self.frames} frames, {rate:.2f} frames/s, {self.tiles_reused:.0%} of the tiles reused"
+from ray_sr.video.rendering import FrameUpscaler, render_segments
 
 
 @dataclass(frozen=True)
@@ -124,9 +87,8 @@ def upscale_clip(
             done[1] += 1
             progress.update(done[0] + done[1], f"{done[1] / max(1e-9, time.monotonic() - begin):.2f} frames/s")
 
-        for segment in missing:
-            path = journal.path(segment)
-            render_segment(source, plan.info, segment, path, plan.encoding, upscaler, plan.options.limits, advance)
+        places = [(segment, journal.path(segment)) for segment in missing]
+        render_segments(source, plan.info, places, plan.encoding, upscaler, plan.options.limits, advance)
         tiles, reused = engine.stats.tiles - before[0], engine.stats.reused - before[1]
         return {"frames_reused": upscaler.frames_reused / max(1, done[1]), "tiles_reused": reused / max(1, tiles)}
 
@@ -150,17 +112,20 @@ def run_clip(
     begin, options = time.perf_counter(), options or ClipOptions()
     named = str(source), str(target)
     try:
-        if skipped := _standing(target, options):
+        if skipped := what_stands(target, options):
             return ClipResult(*named, *skipped)
         plan = plan_clip(source, target, scale, wanted or TargetSize(), options)
         journal = Journal(target, _made_with(plan, made_by))
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(str(target.with_name(f".{target.name}.lock")), f"the making of {target}", wait=False):
             journal.open(resume=options.resume, overwrite=options.existing == "overwrite")
-            shares = _render(plan, journal, render, quiet)
+            shares: dict[str, Any] = _render(plan, journal, render, quiet)
             notes, warnings = _join(plan, journal)
             journal.remove()
         target.with_name(f".{target.name}.lock").unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        print(f"{source}: interrupted: the same command with --resume goes on", file=sys.stderr, flush=True)
+        raise
     except (InputError, ResourceError) as error:
         return ClipResult(*named, "failed", str(error).removeprefix(f"{source}: "))
     except OSError as error:
@@ -169,17 +134,6 @@ def run_clip(
     frames = sum(len(note.times) for note in notes)
     size = plan.encoding.width, plan.encoding.height
     return ClipResult(*named, "done", "", *size, seconds, warnings, None, frames, **shares)
-
-
-def _standing(target: Path, options: ClipOptions) -> tuple[Any, str] | None:
-    """Status and reason where nothing is to be done."""
-    if target.is_dir():
-        return "failed", f"{target} is a folder"
-    if not target.exists() or options.existing == "overwrite":
-        return None
-    if options.existing == "skip" or options.resume:
-        return "skipped", "the result is there already"
-    return "failed", f"{target} exists already: use --overwrite or --skip-existing"
 
 
 def _made_with(plan: ClipPlan, made_by: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import av
 import av.error
+import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import VideoFrame
@@ -72,7 +73,7 @@ def open_clip(path: str) -> InputContainer:
     return container
 
 
-def main_video(container: InputContainer) -> VideoStream:
+def main_video(container: InputContainer) -> Any:
     """The video stream that players show: no cover picture. Raises ClipError."""
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -126,7 +127,7 @@ def _bound(stream: VideoStream, task: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
 
 
-def _facts(stream: VideoStream, frame: VideoFrame) -> dict[str, Any]:
+def _facts(stream: Any, frame: Any) -> dict[str, Any]:
     """The fields of ClipInfo but for times."""
     components = frame.format.components
     chroma = components[1] if len(components) > 2 else components[0]
@@ -140,9 +141,7 @@ def _facts(stream: VideoStream, frame: VideoFrame) -> dict[str, Any]:
     if frame.format.name.startswith(("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya")):
         warnings.append("alpha-dropped")
     sar = stream.sample_aspect_ratio
-    colour = Colour(
-        int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc), int(frame.color_range)
-    )
+    colour = Colour(int(frame.colorspace), int(frame.color_primaries), int(frame.color_trc), int(frame.color_range))
     return {
         "stream": stream.index,
         "width": frame.width,
@@ -160,7 +159,7 @@ def _facts(stream: VideoStream, frame: VideoFrame) -> dict[str, Any]:
 
 
 def frames(task: dict[str, Any], answers: BinaryIO) -> None:
-    """Answers with frames of [start, stop) as RGB: head `time`, `duration`, `damaged`, body H×W×3 of 8 or 16 bits."""
+    """Answers with frames of [start, stop): head `time`, `duration`, `damaged`; body RGB, H×W×3, 8 or 16 bits."""
     seek, start, stop = task["seek"], task["start"], task["stop"]
     found = _decoded(task, seek, answers)
     first = next(found, None)
@@ -183,7 +182,7 @@ def frames(task: dict[str, Any], answers: BinaryIO) -> None:
     send(answers, {"end": True})
 
 
-def _decoded(task: dict[str, Any], seek: int | None, answers: BinaryIO) -> Iterator[VideoFrame]:
+def _decoded(task: dict[str, Any], seek: int | None, answers: BinaryIO) -> Iterator[Any]:
     """Frames from the key frame at or before `seek`, or from the beginning, with times that grow."""
     with open_clip(task["path"]) as container:
         stream = main_video(container)
@@ -242,7 +241,7 @@ def _rgb(frame: VideoFrame, task: dict[str, Any]) -> memoryview:
         dst_color_range=FULL,
         interpolation=SCALING,
     )
-    return memoryview(rgb.to_ndarray()).cast("B")
+    return np.ascontiguousarray(rgb.to_ndarray()).data.cast("B")
 
 
 def sws_matrix(matrix: int) -> int:

@@ -6,10 +6,9 @@ frames give the same bytes, and segments join without being encoded again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,8 @@ _SUBSAMPLING = {(1, 1): "yuv420p", (1, 0): "yuv422p", (0, 0): "yuv444p"}
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the frames of a result are encoded. time_base, rate: of the source. colour: what the result is tagged with;
-    matrix and range: what its samples are made with."""
+    """How the frames of a result are encoded. time_base, rate: of the source. colour: what the result is tagged
+    with; matrix and range: what its samples are made with."""
 
     codec: str
     crf: int | None
@@ -97,7 +96,7 @@ def choose_encoding(
 
 
 def _tags(info: ClipInfo, height: int) -> tuple[int, Colour]:
-    """The matrix, and the tags. A matrix that the source leaves to a guess is named where the guess would change."""
+    """The matrix, and the tags, which name a matrix that was left to a guess where the guess would change."""
     if info.pixels.startswith(("rgb", "bgr", "gbr", "pal", "gray", "argb", "abgr")):
         matrix = guessed_matrix(height)
         return matrix, Colour(matrix, info.colour.primaries, info.colour.transfer, LIMITED)
@@ -116,28 +115,6 @@ def _pixel_format(info: ClipInfo, codec: str) -> str:
     return name if info.bits <= 8 else name + deep
 
 
-@dataclass(frozen=True)
-class SegmentNotes:
-    """What is known of a segment that was written. times: of its frames; last_duration: of the last one, 0 where the
-    source does not say. delay: frames by which decoding runs ahead of showing. lost: packets that could not be
-    decoded. computed, tiles: tiles that were run, and tiles in all."""
-
-    times: list[int] = field(default_factory=list)
-    last_duration: int = 0
-    delay: int = 0
-    lost: int = 0
-    computed: int = 0
-    tiles: int = 0
-
-    @classmethod
-    def read(cls, path: Path) -> SegmentNotes | None:
-        """None where the segment is not done."""
-        try:
-            return cls(**json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return None
-
-
 class SegmentWriter:
     """Encodes the frames of one segment into a file, of the NUT container, which keeps any time exactly."""
 
@@ -154,12 +131,12 @@ class SegmentWriter:
         self.times: list[int] = []
         self._shown: list[int] = []
 
-    def _add_stream(self) -> av.VideoStream:
+    def _add_stream(self) -> Any:
         encoding = self._encoding
         options = {**_OPTIONS[encoding.codec], "g": "250"}
         if encoding.crf is not None:
             options["crf"] = str(encoding.crf)
-        stream = self._container.add_stream(_ENCODERS[encoding.codec], rate=encoding.rate, options=options)
+        stream: Any = self._container.add_stream(_ENCODERS[encoding.codec], rate=encoding.rate, options=options)
         context = stream.codec_context
         stream.width, stream.height, stream.pix_fmt = encoding.width, encoding.height, encoding.pixels
         stream.time_base = context.time_base = encoding.time_base

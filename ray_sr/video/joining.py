@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 import av
 import av.error
 from av.container import InputContainer, OutputContainer
-from av.packet import Packet
 from av.stream import Stream
 
 from ray_sr.video.clip import Colour
@@ -22,7 +21,8 @@ from ray_sr.video.decode_process import ClipError, main_video, open_clip
 from ray_sr.video.encoding import set_colour
 from ray_sr.video.messages import send
 
-_OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "handler_name", "vendor_id"}
+_OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder", "handler_name", "vendor_id"}
+_OWN_TAGS |= {"bps", "duration", "number_of_frames", "number_of_bytes"}
 _REPORT_EVERY = 500  # packets
 
 
@@ -34,9 +34,10 @@ def join(task: dict[str, Any], answers: BinaryIO) -> None:
     """
     options = {"movflags": "+faststart"} if task["format"] in ("mp4", "mov") else {}
     warnings: list[str] = []
-    with open_clip(task["path"]) as source, av.open(
-        f"file:{task['target']}", "w", format=task["format"], options=options
-    ) as target:
+    with (
+        open_clip(task["path"]) as source,
+        av.open(f"file:{task['target']}", "w", format=task["format"], options=options) as target,
+    ):
         video = _add_video(target, task)
         source_video = main_video(source)
         copies = _add_copies(source, target, source_video, task, warnings)
@@ -58,9 +59,9 @@ def join(task: dict[str, Any], answers: BinaryIO) -> None:
     send(answers, {"end": True, "warnings": list(dict.fromkeys(warnings))})
 
 
-def _add_video(target: OutputContainer, task: dict[str, Any]) -> Stream:
+def _add_video(target: OutputContainer, task: dict[str, Any]) -> Any:
     with av.open(f"file:{task['segments'][0][0]}", "r", format="nut") as first:
-        video = target.add_stream_from_template(first.streams.video[0], opaque=True)
+        video: Any = target.add_stream_from_template(first.streams.video[0], opaque=True)
         encoding = task["encoding"]
         set_colour(video.codec_context, Colour(**encoding["colour"]))
         if encoding["sar"] != "None":
@@ -81,7 +82,9 @@ def _add_copies(
         if stream.index == video.index:
             continue
         if stream.type == "data":
-            warnings.append("data-stream-dropped")
+            # QuickTime lists chapters and the time code as tracks too, which the muxer writes anew.
+            if not (source.chapters() or "timecode" in stream.metadata):
+                warnings.append("data-stream-dropped")
             continue
         try:
             copy = target.add_stream_from_template(stream, opaque=True)
@@ -104,11 +107,10 @@ def _add_copies(
 
 def _tags(place: InputContainer | Stream) -> dict[str, str]:
     """Metadata that its owner gave, not what the muxer noted for itself."""
-    tags = {name: value for name, value in place.metadata.items() if name.lower() not in _OWN_TAGS}
-    return {name: value for name, value in tags.items() if not name.startswith("_STATISTICS") and name not in _COUNTS}
-
-
-_COUNTS = {"BPS", "DURATION", "NUMBER_OF_FRAMES", "NUMBER_OF_BYTES"}
+    names = [
+        name for name in place.metadata if name.lower() not in _OWN_TAGS and not name.startswith("_STATISTICS")
+    ]
+    return {name: place.metadata[name] for name in names}
 
 
 def _lost_tags(task: dict[str, Any]) -> list[str]:
@@ -117,17 +119,18 @@ def _lost_tags(task: dict[str, Any]) -> list[str]:
         return [f"metadata-dropped:{name}" for name in _tags(source) if name.lower() not in there]
 
 
-def _video_packets(task: dict[str, Any], video: Stream) -> Iterator[Packet]:
+def _video_packets(task: dict[str, Any], video: Stream) -> Iterator[Any]:
     """The packets of all segments in decoding order, with the times of the source's frames."""
     base = Fraction(task["encoding"]["time_base"])
     notes = [notes for _, notes in task["segments"]]
     times = [time for note in notes for time in note["times"]]
     delay = max(note["delay"] for note in notes)
     step = max(1, times[1] - times[0]) if len(times) > 1 else 1
+    length = _length(task, times, notes[-1]["last_duration"], base)
     order = 0
     for path, note in task["segments"]:
         with open_segment(path) as container:
-            packets = [packet for packet in container.demux(video=0) if packet.pts is not None]
+            packets: list[Any] = [packet for packet in container.demux(video=0) if packet.pts is not None]
         shift = min(note["times"]) - min(round(packet.pts * packet.time_base / base) for packet in packets)
         for packet in packets:
             shown = round(packet.pts * packet.time_base / base) + shift
@@ -138,14 +141,28 @@ def _video_packets(task: dict[str, Any], video: Stream) -> Iterator[Packet]:
             packet.dts = times[order - delay] if order >= delay else times[0] - (delay - order) * step
             packet.stream = video
             order += 1
+            if order == len(times) and task["format"] in ("mp4", "mov"):
+                # These add up the steps of decoding times to the length of the track.
+                packet.duration = max(1, length - (packet.dts - times[0] + delay * step))
             yield packet
+
+
+def _length(task: dict[str, Any], times: list[int], last_duration: int, base: Fraction) -> int:
+    """From the first frame to the end of the last, as the source has it, in units of the time base."""
+    shown = times[-1] + last_duration - times[0]
+    with open_clip(task["path"]) as source:
+        stream = main_video(source)
+        if stream.duration is None or stream.time_base != base:
+            return shown
+        known = stream.duration + (stream.start_time or 0) - times[0]
+    return known if times[-1] - times[0] < known <= shown + 2 / base else shown
 
 
 def open_segment(path: str) -> InputContainer:
     return av.open(f"file:{path}", "r", format="nut")
 
 
-def _other_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[Packet]:
+def _other_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterator[Any]:
     if not copies:
         return
     for packet in source.demux([stream for stream in source.streams if stream.index in copies]):
@@ -156,7 +173,7 @@ def _other_packets(source: InputContainer, copies: dict[int, Stream]) -> Iterato
         yield packet
 
 
-def _mux(target: OutputContainer, video: Iterator[Packet], others: Iterator[Packet], answers: BinaryIO) -> None:
+def _mux(target: OutputContainer, video: Iterator[Any], others: Iterator[Any], answers: BinaryIO) -> None:
     """Packets of both in the order of their times."""
     waiting = next(others, None)
     for count, packet in enumerate(video):
@@ -171,6 +188,5 @@ def _mux(target: OutputContainer, video: Iterator[Packet], others: Iterator[Pack
         waiting = next(others, None)
 
 
-def _seconds(packet: Packet) -> Fraction:
-    assert packet.dts is not None
+def _seconds(packet: Any) -> Fraction:
     return packet.dts * packet.time_base

@@ -10,14 +10,14 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import RecipeError, ResourceError
-from ray_sr.video.clip import Segment
-from ray_sr.video.encoding import SegmentNotes
+from ray_sr.video.clip import Segment, SegmentNotes
 
 _HASHED_BYTES = 1 << 20
 
@@ -40,7 +40,8 @@ class Journal:
             other = [name for name, value in self._made_with.items() if before.get(name) != value]
             if other:
                 raise RecipeError(
-                    f"{self._target}: its unfinished run differs in {', '.join(other)}: give the same, or --overwrite"
+                    f"{self._target}: its unfinished run differs in {', '.join(other)}: "
+                    "give the same or --overwrite"
                 )
             if not resume:
                 raise RecipeError(
@@ -90,7 +91,7 @@ def note_segment(aside: Path, path: Path, notes: SegmentNotes) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Aside, then renamed. Raises OSError."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(aside, "xb") as file:
             file.write(data)

@@ -38,14 +38,19 @@ class DecodedFrame:
     duration: int
 
 
-def answers(task: dict[str, Any], path: str | os.PathLike[str], silence_s: float = SILENCE_S) -> Iterator[Answer]:
+def answers(
+    task: dict[str, Any],
+    path: str | os.PathLike[str],
+    silence_s: float = SILENCE_S,
+    program: str = "ray_sr.video.decode_process",
+) -> Iterator[Answer]:
     """Runs a task in a new decoder process and gives its answers as they come, at most a few ahead of their use.
 
     Raises InputError where the clip is to blame, ResourceError where the system is; both name the path. The
     process is gone when this iterator is.
     """
     found: queue.Queue[Answer | BaseException] = queue.Queue(_FRAMES_AHEAD)
-    process = _start()
+    process = _start(program)
     ended = threading.Event()
     listener = threading.Thread(target=_listen, args=(process, task, found, ended), daemon=True)
     listener.start()
@@ -105,10 +110,10 @@ def _put(found: queue.Queue[Answer | BaseException], item: Answer | BaseExceptio
     return False
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(program: str) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ray_sr.video.decode_process"]
+    command = [sys.executable, "-m", program]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
     )

@@ -1,12 +1,13 @@
-"""One segment of a clip: decoded in a process, upscaled here, encoded in a thread, all at the same time."""
+"""Segments of a clip: decoded in a process, upscaled here, encoded in a thread, all at the same time."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
+import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from ray_sr.images import Limits
 from ray_sr.images.resample import resize_array
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.tile_results import TileResults
-from ray_sr.video.clip import ClipInfo, Segment
-from ray_sr.video.encoding import Encoding, SegmentNotes, SegmentWriter
+from ray_sr.video.clip import ClipInfo, Segment, SegmentNotes
+from ray_sr.video.encoding import Encoding, SegmentWriter
 from ray_sr.video.journal import note_segment
-from ray_sr.video.processes import decode_segment
+from ray_sr.video.processes import DecodedFrame, decode_segment
 
 _FRAMES_AHEAD = 2
 
@@ -47,24 +48,70 @@ class FrameUpscaler:
         return result
 
 
-def render_segment(
+def render_segments(
     source: Path,
     info: ClipInfo,
-    segment: Segment,
-    target: Path,
+    segments: Sequence[tuple[Segment, Path]],
     encoding: Encoding,
     upscaler: FrameUpscaler,
     limits: Limits,
     advance: Callable[[], None] = lambda: None,
-) -> SegmentNotes:
-    """Writes the segment's file and its notes. Raises InputError for the source, ResourceError for the rest.
+) -> None:
+    """Writes each segment's file and its notes; those that follow each other are decoded in one go.
 
-    advance: called after each frame.
+    advance: called after each frame. Raises InputError for the source, ResourceError for the rest.
     """
-    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
-    lost: list[int] = []
+    for run in _runs(segments):
+        first, last = run[0][0], run[-1][0]
+        lost: list[int] = []
+        whole = Segment(first.number, first.start, last.stop, first.seek)
+        frames = decode_segment(source, info, whole, limits, lost)
+        try:
+            ahead = _Ahead(frames)
+            for segment, target in run:
+                before = sum(lost)
+                aside = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+                notes = _render(ahead.until(segment.stop), aside, encoding, upscaler, advance)
+                note_segment(aside, target, replace(notes, lost=sum(lost) - before))
+        finally:
+            frames.close()  # type: ignore[attr-defined]
+
+
+def _runs(segments: Sequence[tuple[Segment, Path]]) -> Iterator[list[tuple[Segment, Path]]]:
+    run: list[tuple[Segment, Path]] = []
+    for item in segments:
+        if run and item[0].number != run[-1][0].number + 1:
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
+
+
+class _Ahead:
+    """Frames with a look at the next one."""
+
+    def __init__(self, frames: Iterator[DecodedFrame]) -> None:
+        self._frames = frames
+        self._next = next(frames, None)
+
+    def until(self, stop: int | None) -> Iterator[DecodedFrame]:
+        """Frames before this time."""
+        while self._next is not None and (stop is None or self._next.time < stop):
+            frame, self._next = self._next, None
+            yield frame
+            self._next = next(self._frames, None)
+
+
+def _render(
+    frames: Iterator[DecodedFrame],
+    aside: Path,
+    encoding: Encoding,
+    upscaler: FrameUpscaler,
+    advance: Callable[[], None],
+) -> SegmentNotes:
     writer = _WriterThread(SegmentWriter(aside, encoding))
-    last_duration, frames = 0, decode_segment(source, info, segment, limits, lost)
+    last_duration = 0
     try:
         for frame in frames:
             writer.write(upscaler(frame.pixels), frame.time)
@@ -72,14 +119,11 @@ def render_segment(
             advance()
         times, delay = writer.close()
     except BaseException:
-        frames.close()  # type: ignore[attr-defined]
         writer.abort()
         with contextlib.suppress(OSError):
             aside.unlink()
         raise
-    notes = SegmentNotes(times, last_duration, delay, sum(lost))
-    note_segment(aside, target, notes)
-    return notes
+    return SegmentNotes(times, last_duration, delay)
 
 
 class _WriterThread:
