@@ -168,5 +168,9 @@ def _schedules(recipe: Recipe) -> Iterator[str]:
             yield f"{name}.schedule multistep needs milestones"
         if schedule.milestones != sorted(schedule.milestones):
             yield f"{name}.schedule.milestones are not in rising order"
+        if schedule.decay and schedule.kind != "wsd":
+            yield f"{name}.schedule.decay belongs to wsd, not to {schedule.kind}: remove it"
+        if schedule.kind == "wsd" and schedule.decay + schedule.warmup > stage.steps:
+            yield f"{name}.schedule wsd: warmup and decay are longer than the stage of {stage.steps} steps"
         if schedule.kind == "linear" and schedule.start >= stage.steps:
             yield f"{name}.schedule.start {schedule.start} is not before the last step {stage.steps}"

@@ -36,9 +36,14 @@ class DataSpec(Section):
 
 
 class OptimizerSpec(Section):
-    """Adam, AdamW, or Muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for all else."""
+    """How gradients become steps.
 
-    kind: Literal["adam", "adamw", "muon"] = "adam"
+    adam, adamw; muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for all else. By the
+    library pytorch-optimizer: schedulefree, AdamW whose average of all weights needs no schedule (arXiv
+    2405.15682); adan (arXiv 2208.06677); soap (arXiv 2409.11321).
+    """
+
+    kind: Literal["adam", "adamw", "muon", "schedulefree", "adan", "soap"] = "adam"
     lr: float = Field(
         1e-4, gt=0, le=1, description="learning rate; muon: of biases, of the first and the last layer"
     )
@@ -47,6 +52,9 @@ class OptimizerSpec(Section):
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    beta_difference: float = Field(
+        0.92, ge=0, lt=1, description="adan: decay of the mean of differences of gradients"
+    )
     eps: Positive = Field(1e-8, description="term in the denominator")
     weight_decay: NonNegative = Field(0.0, description="weight decay")
 
@@ -61,12 +69,16 @@ class OptimizerSpec(Section):
 class ScheduleSpec(Section):
     """Learning rate over the steps of a stage."""
 
-    kind: Literal["constant", "multistep", "cosine", "linear"] = "constant"
+    kind: Literal["constant", "multistep", "cosine", "linear", "wsd"] = Field(
+        "constant",
+        description="wsd: warm-up, stable, decay (arXiv 2405.18392): a run can be prolonged until it decays",
+    )
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     milestones: list[int] = Field([], description="multistep: steps at which the rate is multiplied by gamma")
     gamma: float = Field(0.5, gt=0, le=1, description="multistep: factor at each milestone")
-    final: float = Field(0.0, ge=0, le=1, description="cosine, linear: rate at the end, as share of the first")
+    final: float = Field(0.0, ge=0, le=1, description="cosine, linear, wsd: rate at the end, as share of the first")
     start: int = Field(0, ge=0, description="linear: step at which the decay begins")
+    decay: int = Field(0, ge=0, description="wsd: steps of decay before the end; 0: a fifth of the stage")
     cycles: int = Field(1, ge=1, description="cosine: how often it runs from the first rate to the final one")
 
 

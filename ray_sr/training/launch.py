@@ -32,6 +32,7 @@ from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, resolve_location
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
+from ray_sr.training.optimizer import check_optimizer
 from ray_sr.training.runs import Run
 from ray_sr.training.teachers import check_teachers
 from ray_sr.training.trackers import Trackers, check_trackers
@@ -79,6 +80,7 @@ def train(
     digest = read_manifest(place).digest
     _check_run(run, resume)
     check_trackers(recipe.training.trackers)
+    check_optimizers(recipe)
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
@@ -125,6 +127,15 @@ def train(
             return _Driver(trainer, recipe, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
         finally:
             trackers.close()
+
+
+def check_optimizers(recipe: Recipe) -> None:
+    """Raises ResourceError where a library that the recipe asks for is missing."""
+    if recipe.pretrain:
+        check_optimizer(recipe.pretrain.optimizer)
+    if recipe.gan:
+        check_optimizer(recipe.gan.generator_optimizer)
+        check_optimizer(recipe.gan.discriminator_optimizer)
 
 
 def _shards_of(recipe: Recipe, shards: str | None) -> str:

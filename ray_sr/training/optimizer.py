@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ray_sr.errors import ResourceError
 from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
 from ray_sr.training.muon import Muon, matrices_of
 
@@ -22,6 +26,9 @@ def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
         cycle = steps / schedule.cycles
         along = step % cycle / cycle if step < steps else 1.0
         share = 0.5 * (1 + math.cos(math.pi * along))
+    elif schedule.kind == "wsd":
+        decay = schedule.decay or max(1, steps // 5)
+        share = 1 - math.sqrt(min(max(0, step - (steps - decay)) / decay, 1.0))
     elif schedule.kind == "linear":
         share = 1 - max(0, step - schedule.start) / (steps - schedule.start)
     else:
@@ -29,10 +36,31 @@ def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
     return warmup * (schedule.final + (1 - schedule.final) * max(share, 0.0))
 
 
-class GuardedOptimizer:
-    """Adam, AdamW or Muon that leaves weights alone where a gradient is not finite, without waiting for the GPU.
+_LIBRARY = {"schedulefree": "ScheduleFreeAdamW", "adan": "Adan", "soap": "SOAP"}
+_PACKAGE = "pytorch_optimizer"
 
-    Beside Muon, Adam moves what is no matrix.
+
+def check_optimizer(spec: OptimizerSpec) -> None:
+    """Raises ResourceError where the library of this optimizer is not installed."""
+    if spec.kind in _LIBRARY and importlib.util.find_spec(_PACKAGE) is None:
+        raise ResourceError(f"optimizer {spec.kind} needs pytorch-optimizer: pip install 'ray-sr[optimizers]'")
+
+
+def _by_library(parameters: list[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Optimizer:
+    check_optimizer(spec)
+    kind = getattr(importlib.import_module(_PACKAGE), _LIBRARY[spec.kind])
+    first, second = spec.betas
+    betas = (first, spec.beta_difference, second) if spec.kind == "adan" else spec.betas
+    made = kind(parameters, lr=spec.lr, betas=betas, eps=spec.eps, weight_decay=spec.weight_decay)
+    assert isinstance(made, torch.optim.Optimizer)
+    return made
+
+
+class GuardedOptimizer:
+    """An optimizer that leaves weights alone where a gradient is not finite.
+
+    Adam, AdamW and Muon do so without waiting for the GPU, those of pytorch-optimizer wait. Beside Muon, Adam
+    moves what is no matrix.
 
     `bad` counts such steps, `bad_in_a_row` those since the last good one; both are tensors on the device.
     """
@@ -51,8 +79,14 @@ class GuardedOptimizer:
         matrices = matrices_of(self.parameters) if spec.kind == "muon" else []
         self.muon = Muon(matrices, spec.momentum, spec.weight_decay) if matrices else None
         others = [p for p in self.parameters if not any(p is matrix for matrix in matrices)]
+        self.is_fused = spec.kind not in _LIBRARY
+        self.averages = spec.kind == "schedulefree"
         kind = torch.optim.Adam if spec.kind == "adam" else torch.optim.AdamW
-        self.inner = kind(others, spec.lr, spec.betas, spec.eps, weight_decay=spec.weight_decay, fused=True)
+        self.inner: torch.optim.Optimizer = (
+            kind(others, spec.lr, spec.betas, spec.eps, weight_decay=spec.weight_decay, fused=True)
+            if self.is_fused
+            else _by_library(others, spec)
+        )
         device = self.parameters[0].device
         self.bad = torch.zeros((), device=device)
         self.bad_in_a_row = torch.zeros((), device=device)
@@ -72,12 +106,30 @@ class GuardedOptimizer:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.not_finite = (~torch.isfinite(norm)).float()
         left_out = self.not_finite if skip is None else torch.maximum(self.not_finite, skip)
-        self.inner.found_inf = left_out  # type: ignore[attr-defined]  # the fused kernels skip the update where this is 1
-        self.inner.step()
+        if self.is_fused:
+            self.inner.found_inf = left_out  # type: ignore[attr-defined]  # the fused kernels skip the update where it is 1
+            self.inner.step()
+        elif not bool(left_out):
+            self.inner.step()
         if self.muon:
             self.muon.step(self.matrix_base * factor, left_out)
         self.bad += self.not_finite
         self.bad_in_a_row = (self.bad_in_a_row + 1) * self.not_finite
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[None]:
+        """Within it the parameters are the averages that a schedule-free optimizer is about; then as before."""
+        before = [parameter.clone() for parameter in self.parameters]
+        for group in self.inner.param_groups:
+            for parameter in group["params"]:
+                if "z" in self.inner.state[parameter]:
+                    parameter.lerp_(self.inner.state[parameter]["z"], 1 - 1 / group["betas"][0])
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, before, strict=True):
+                parameter.copy_(value)
 
     def rate(self, number: int) -> float:
         return self.base * rate_factor(self.schedule, number, self.steps)

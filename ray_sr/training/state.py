@@ -88,8 +88,11 @@ class TrainState:
 
     def advance(self) -> bool:
         """Count a finished step and average the weights. True where the next step begins another stage."""
-        decay = ema_decay(self.recipe.training.ema, self.step)
-        update_ema(self.ema, self.generator, decay)
+        if self.generator_optimizer and self.generator_optimizer.averages:
+            with self.generator_optimizer.averaged():
+                update_ema(self.ema, self.generator, 0.0)
+        else:
+            update_ema(self.ema, self.generator, ema_decay(self.recipe.training.ema, self.step))
         before = self.stage
         self.step += 1
         if self.done or self.stage == before:
