@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ray_sr.commands.common import chosen_model, connect_ray, json_option, note, show, store_option
+from ray_sr.commands.model_advice import ModelAdvice
 from ray_sr.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _SIDE = click.IntRange(1)
     help="Format of the results.",
 )
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
+@click.option("--denoise", type=click.FloatRange(0, 1), help="Share of a cleaning model, blended in.")
+@click.option("--denoise-model", metavar="MODEL", default="light-jpeg-x4", show_default=True, help="That model.")
 @click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
 @click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
 @click.option(
@@ -78,6 +81,8 @@ def upscale(
     output: str | None,
     model: str | None,
     tile: int | None,
+    denoise: float | None,
+    denoise_model: str,
     tta: bool,
     watch: bool,
     codec: str | None,
@@ -104,6 +109,8 @@ def upscale(
     from ray_sr.store import load_model
 
     loaded = load_model(chosen_model(model, store, request.wanted.scale), store)
+    if denoise is not None:
+        loaded = _denoising(loaded, denoise, denoise_model, store)
     engine_options = {"device": device, "precision": precision, "tile": tile, "ensemble": tta}
     if watch:
         _watch(request, loaded, engine_options)
@@ -111,7 +118,8 @@ def upscale(
     if on_ray:
         summary = _on_ray(request, loaded, engine_options, workers)
     else:
-        summary = _here(request, loaded, engine_options)
+        advice = None if as_json or dry_run or denoise is not None else ModelAdvice(loaded, store, note)
+        summary = _here(request, loaded, engine_options, advice)
     result = {"model": f"{loaded.name}@{loaded.version}", **summary.to_dict()}
     if output == PIPE:
         note(json.dumps(result, ensure_ascii=False) if as_json else str(summary))
@@ -203,7 +211,14 @@ def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> 
         raise
 
 
-def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> Summary:
+def _denoising(loaded: Model, share: float, name: str, store: str | None) -> Model:
+    from ray_sr.store import load_model
+    from ray_sr.store.blending import blended
+
+    return blended(loaded, load_model(name, store), share)
+
+
+def _here(request: _Request, loaded: Model, engine_options: dict[str, Any], advice: ModelAdvice | None) -> Summary:
     from ray_sr.upscaling import Engine
     from ray_sr.upscaling.files import upscale_files
     from ray_sr.upscaling.piped import upscale_piped
@@ -225,7 +240,8 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> S
         return upscale_piped(request.photos[0], request.output, engine, **streams, **common)
     summary = Summary((), 0.0)
     if photos.photos:
-        summary = upscale_files(photos.photos, request.output, engine, quiet=request.quiet, **common)
+        before: dict[str, Any] = {} if advice is None else {"before": advice}
+        summary = upscale_files(photos.photos, request.output, engine, quiet=request.quiet, **before, **common)
     if planned:
         from ray_sr.video.inputs import upscale_moving
 

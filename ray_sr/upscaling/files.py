@@ -124,12 +124,13 @@ def upscale_files(
     dry_run: bool = False,
     quiet: bool = False,
     stream: TextIO | None = None,
+    before: Hook = lambda job: None,
 ) -> Summary:
     """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `TargetSize` for sizes.
 
     Results appear whole or not at all; a run that was killed is finished by the same call with
     `existing="skip"`. dry_run: only says what would be done. Progress goes to `stream`, by default
-    stderr.
+    stderr. `before` is called with each photo before it is read.
     Raises RecipeError for options that do not fit; all else is in the summary.
     """
     options = options or FileOptions()
@@ -148,7 +149,7 @@ def upscale_files(
         results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
         report = ProgressReport(len(jobs), stream, quiet)
-        worker = UpscaleWorker(engine, wanted, options, deliver=recorder(ResultRecords()))
+        worker = UpscaleWorker(engine, wanted, options, before, recorder(ResultRecords()))
         results = list(run_jobs(jobs, worker, report))
     others = passed_over(inputs, options.recursive, output)
     return Summary(tuple(results), time.perf_counter() - begin, tuple(map(str, others)))
