@@ -45,6 +45,7 @@ from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions, UpscaleWorker, run_jobs
 from ray_sr.upscaling.naming import ENDINGS, UpscaleJob
 from ray_sr.upscaling.progress import ProgressReport
+from ray_sr.upscaling.record import ResultRecords
 from ray_sr.upscaling.results import FileResult, Summary
 from ray_sr.upscaling.target_size import TargetSize
 
@@ -153,23 +154,43 @@ def _check_names(output: str, suffix: str) -> None:
 
 
 def _results(places: Sequence[str], output: str, ending: str) -> Iterator[FileResult]:
-    """A planned result, its target below the output, for each photo; a failed one where that cannot be."""
-    owners: dict[str, str] = {}
-    found: dict[str, PhotoFile] = {}
+    """A planned result, its target below the output, for each photo; a failed one where that cannot be.
+
+    Results of earlier runs that were found in a folder are passed over: those of this run's names, and on local
+    storage those that say so themselves.
+    """
+    found: dict[str, tuple[PhotoFile, str]] = {}
+    records = ResultRecords()
     for place in places:
         try:
-            found.update((photo.uri, photo) for photo in find_photos([place]))
+            for photo in find_photos([place]):
+                found.setdefault(photo.uri, (photo, place))
         except InputError as error:
             yield FileResult(place, None, "failed", str(error).removeprefix(f"{place}: "))
-    targets = {_target(photo, ending) for photo in found.values()}
-    for uri, photo in found.items():
+    targets = {_target(photo, ending) for photo, _ in found.values()}
+    taken: dict[str, str] = {}
+    for uri, (photo, place) in found.items():
         path = _plain(uri)
         if path.startswith(f"{output}/") and path.removeprefix(f"{output}/") in targets:
             continue  # a result of an earlier run, in the folder of its photo or in one inside it
-        target = _target(photo, ending)
-        owner = owners.setdefault(target, uri)
-        problem = "" if owner == uri else f"the result would have the same name as that of {owner}: {target}"
+        if path.startswith("/") and path != _plain(place) and records.is_result(Path(path)):
+            continue
+        target = _free_target(photo, place, ending, taken)
+        problem = (
+            f"the result would have the same name as that of another photo: {target}" if target in taken else ""
+        )
+        taken.setdefault(target, place)
         yield FileResult(uri, target, "failed" if problem else "planned", problem)
+
+
+def _free_target(photo: PhotoFile, place: str, ending: str, taken: dict[str, str]) -> str:
+    """The photo's target; where a photo of another folder has it, below the name of its own folder, and where one
+    of the same folder has it, with its own suffix in the name."""
+    path = PurePosixPath(photo.name)
+    names = _target(photo, ending), str(path.with_name(path.name.replace(".", "_") + ending))
+    folder = PurePosixPath(_plain(place)).name
+    below = [f"{folder}/{name}" for name in names if taken.get(names[0], place) != place]
+    return next((name for name in (names[0], *below, names[1]) if name not in taken), names[0])
 
 
 def _target(photo: PhotoFile, ending: str) -> str:

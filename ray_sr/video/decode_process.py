@@ -2,9 +2,8 @@
 
     python -m ray_sr.video.decode_process
 
-The task comes on stdin as one message; answers go to stdout. Only containers and the file protocol of a list are
-opened: playlists and the like could name other files and addresses. Memory is bounded by the kernel; the time is
-bounded by who reads the answers and kills this process when none come.
+The task comes on stdin as one message; answers go to stdout. Memory is bounded by the kernel; the time is bounded
+by who reads the answers and kills this process when none come.
 """
 
 from __future__ import annotations
@@ -24,26 +23,15 @@ import numpy as np
 from av.container import InputContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 
 from ray_sr.video.clip import FULL, LIMITED, UNSPECIFIED, Colour, guessed_matrix
+from ray_sr.video.containers import SCALING, ClipError, main_video, open_clip, sws_matrix, words
+from ray_sr.video.joining import join
 from ray_sr.video.messages import receive, send
 
-CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,nut,ivf,gif,apng,h264,hevc,m4v,"
-    "mxf,dv,yuv4mpegpipe,webp"
-)
-SCALING = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.BITEXACT
-)
 _BASE_MEMORY = 3 << 30
 _MEMORY_PER_PIXEL = 400  # some 40 frames of 4:4:4 with 16 bits, which decoders keep with their threads
-_MOST_STREAMS = 64
 _MOST_PACKETS = 1 << 24
 _LOST = {
     SideData.MASTERING_DISPLAY_METADATA: "mastering-display-dropped",
@@ -55,31 +43,6 @@ _LOST = {
     SideData.STEREO3D: "stereo-layout-dropped",
     SideData.SPHERICAL: "spherical-layout-dropped",
 }
-
-
-class ClipError(Exception):
-    """Why a clip cannot be taken, in words for its owner."""
-
-
-def open_clip(path: str) -> InputContainer:
-    """The container of a local file. Raises ClipError."""
-    known = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    try:
-        container = av.open(f"file:{path}", "r", metadata_errors="replace", container_options=known)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise ClipError(f"cannot be opened as a clip ({_words(error)})") from None
-    if len(container.streams) > _MOST_STREAMS:
-        raise ClipError(f"has {len(container.streams)} streams, more than {_MOST_STREAMS}")
-    return container
-
-
-def main_video(container: InputContainer) -> Any:
-    """The video stream that players show: no cover picture. Raises ClipError."""
-    cover = av.stream.Disposition.attached_pic
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams or streams[0].codec_context is None:
-        raise ClipError("has no video that can be decoded here")
-    return streams[0]
 
 
 def probe(task: dict[str, Any], answers: BinaryIO) -> None:
@@ -106,7 +69,7 @@ def probe(task: dict[str, Any], answers: BinaryIO) -> None:
         try:
             frame = next(container.decode(stream))
         except (StopIteration, av.error.FFmpegError) as error:
-            raise ClipError(f"holds no frame that can be decoded ({_words(error)})") from None
+            raise ClipError(f"holds no frame that can be decoded ({words(error)})") from None
         facts = _facts(stream, frame)
     ordered = sorted(set(times))
     if length is not None and ordered and (length - ordered[-1]) * stream.time_base > 2:
@@ -217,7 +180,7 @@ def _frames_of(
             if isinstance(error, MemoryError):
                 raise
             if strict:
-                told = f"is damaged {_at(time, stream)} ({_words(error)}): --lenient takes what can be read"
+                told = f"is damaged {_at(time, stream)} ({words(error)}): --lenient takes what can be read"
                 raise ClipError(told) from None
             send(answers, {"lost": 1})
             continue
@@ -244,17 +207,6 @@ def _rgb(frame: VideoFrame, task: dict[str, Any]) -> memoryview:
     return np.ascontiguousarray(rgb.to_ndarray()).data.cast("B")
 
 
-def sws_matrix(matrix: int) -> int:
-    """swscale's number of the matrix coefficients of ITU-T H.273."""
-    return {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}.get(matrix, 5)
-
-
-def _words(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    line = str(text).splitlines()[0][:200]
-    return line if line.isprintable() else ascii(line)
-
-
 def main() -> None:
     """Does the task on stdin; whatever else is printed goes to stderr."""
     source, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
@@ -263,12 +215,7 @@ def main() -> None:
     av.logging.set_level(None)
     task, _ = receive(source)
     try:
-        if task["task"] == "join":
-            from ray_sr.video.joining import join
-
-            join(task, answers)
-        else:
-            {"probe": probe, "frames": frames}[task["task"]](task, answers)
+        {"probe": probe, "frames": frames, "join": join}[task["task"]](task, answers)
     except ClipError as error:
         send(answers, {"error": "clip", "detail": str(error)})
     except MemoryError:
@@ -276,9 +223,9 @@ def main() -> None:
     except BrokenPipeError:  # nobody wants more
         sys.exit(0)
     except OSError as error:
-        send(answers, {"error": "system", "detail": _words(error)})
+        send(answers, {"error": "system", "detail": words(error)})
     except Exception as error:  # whatever a file can do to a decoder ends here
-        send(answers, {"error": "clip", "detail": f"cannot be decoded ({type(error).__name__}: {_words(error)})"})
+        send(answers, {"error": "clip", "detail": f"cannot be decoded ({type(error).__name__}: {words(error)})"})
 
 
 if __name__ == "__main__":

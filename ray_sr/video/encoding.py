@@ -20,7 +20,7 @@ from av.video.frame import VideoFrame
 
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.video.clip import FULL, LIMITED, UNSPECIFIED, ClipInfo, Colour, guessed_matrix
-from ray_sr.video.decode_process import SCALING, sws_matrix
+from ray_sr.video.containers import SCALING, sws_matrix
 
 ENCODER_THREADS = 4
 CODECS = ("h264", "h265", "av1", "vp9", "ffv1")

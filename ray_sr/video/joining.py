@@ -17,7 +17,7 @@ from av.container import InputContainer, OutputContainer
 from av.stream import Stream
 
 from ray_sr.video.clip import Colour
-from ray_sr.video.decode_process import ClipError, main_video, open_clip
+from ray_sr.video.containers import ClipError, main_video, open_clip
 from ray_sr.video.encoding import set_colour
 from ray_sr.video.messages import send
 

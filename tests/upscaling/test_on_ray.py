@@ -21,7 +21,7 @@ from ray_sr.images import Photo, encode, read_photo, write_photo
 from ray_sr.storage import open_filesystem
 from ray_sr.store import load_model
 from ray_sr.upscaling import Engine, upscale_photo
-from ray_sr.upscaling.files import FileOptions
+from ray_sr.upscaling.files import FileOptions, upscale_files
 from ray_sr.upscaling.on_ray import MANIFEST, upscale_archive
 from ray_sr.upscaling.results import Summary
 from ray_sr.upscaling.target_size import TargetSize
@@ -237,3 +237,22 @@ def test_a_killed_job_is_finished_by_the_next(tmp_path: Path) -> None:
     _, lines = _manifest(out)
     assert len(lines) == 60
     assert {line["status"] for line in lines.values()} == {"done"}
+
+
+def _planned(places: list[Path], output: Path) -> dict[str, str | None]:
+    summary = upscale_archive([str(place) for place in places], str(output), MODEL, dry_run=True)
+    assert summary.count("failed") == 0
+    return {file.source: file.target for file in summary.files}
+
+
+def test_equal_names_part_and_results_of_other_runs_are_no_photos(tmp_path: Path) -> None:
+    first, second = _save(tmp_path / "2023" / "a.png"), _save(tmp_path / "2024" / "a.png", 1)
+    twin = tmp_path / "2024" / "a.jpg"
+    write_photo(twin, Photo(np.zeros((4, 4, 3), np.uint8)))
+    planned = _planned([tmp_path / "2023", tmp_path / "2024"], tmp_path / "out")
+    assert set(planned.values()) == {"a_x2.png", "2024/a_x2.png", "2024/a_png_x2.png"}
+    engine = Engine(MODEL.module, MODEL.capability)
+    upscale_files([tmp_path / "2023"], tmp_path / "2023" / "large", engine, quiet=True)
+    assert set(_planned([tmp_path / "2023"], tmp_path / "other")) == {str(first)}
+    result = tmp_path / "2023" / "large" / "a_x2.png"
+    assert set(_planned([result, second], tmp_path / "other")) == {str(result), str(second)}
