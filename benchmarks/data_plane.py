@@ -146,8 +146,7 @@ def write_sub_images(shards: str, folder: Path) -> tuple[list[Path], Path]:
 
 
 def our_rate(stream: BatchStream, seconds: float, processes: int) -> float:
-    fresh = replace(stream, token=f"{stream.token}-{time.monotonic_ns()}")
-    return rate(open_batches(fresh, processes), BATCH, seconds)
+    return rate(open_batches(stream, processes), BATCH, seconds)
 
 
 def streams(shards: str) -> dict[str, BatchStream]:
@@ -159,7 +158,7 @@ def streams(shards: str) -> dict[str, BatchStream]:
         )
         for kind in ("downscale", "second_order")
     }
-    opened = open_stream(recipes["downscale"], shards, lambda: 0)
+    opened = open_stream(recipes["downscale"], shards)
     assert isinstance(opened.pixels, CachedPixels)
     ray.wait(list(opened.pixels.refs), num_returns=len(opened.pixels.refs))
     found: dict[str, BatchStream] = {}

@@ -28,7 +28,7 @@ from ray_sr.data.batches import ray_data_batches
 from ray_sr.data.manifest import Cutting
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.data.stream import batch_dataset, open_stream
+from ray_sr.data.stream import open_stream
 from ray_sr.recipes.reader import parse_recipe
 
 GROWTH = 10
@@ -71,10 +71,10 @@ def stream_epoch(shards: str) -> dict[str, Any]:
     """Peak bytes and crops/s of one epoch over a shard set, streamed from storage."""
     local_ray(cpus=2, object_store_bytes=OBJECT_STORE)
     with PeakMemory() as memory:
-        stream = open_stream(parse_recipe(RECIPE), shards, lambda: 0)
+        stream = open_stream(parse_recipe(RECIPE), shards)
         rows = len(stream.index) // stream.visits
         began = time.perf_counter()
-        batches = ray_data_batches(stream, batch_dataset(stream, rows))
+        batches = ray_data_batches(stream, range(rows))
         crops = sum(len(batch.hr) for batch in batches)
         seconds = time.perf_counter() - began
     disconnect()

@@ -25,12 +25,12 @@ from ray_sr.data.crops import CropPlan, SubImage, Visit, make_crops
 from ray_sr.data.manifest import read_photos
 from ray_sr.data.pixels import Index, StoredPixels, read_index
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
-from ray_sr.data.stream import BatchStream, Place, batch_dataset, nanoseconds_per_pixel, open_stream
+from ray_sr.data.stream import BatchStream, Place, nanoseconds_per_pixel, open_stream
 from ray_sr.errors import InputError
 from ray_sr.images import decode, rgb8
 from ray_sr.recipes.recipe import Recipe
 
-BENCH_ROWS = 1 << 15
+BENCH_ROWS = range(1 << 32)  # more than any measurement takes
 MEMORY_SAMPLES_PER_SECOND = 4
 PLACES: tuple[Place, ...] = ("tasks", "worker")
 
@@ -45,7 +45,7 @@ def measure(recipe: Recipe, shards: str, seconds: float, processes: int) -> dict
     """
     index = read_index(shards, "train", recipe.data.crop)
     with PeakMemory() as memory:
-        stream = open_stream(recipe, shards, lambda: 0)
+        stream = open_stream(recipe, shards)
         rates: dict[str, float] = {
             place: _stream_rate(replace(stream, place=place), seconds, processes) for place in PLACES
         }
@@ -92,7 +92,6 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
-    stream = replace(stream, token=f"{stream.token}-{stream.place}")
     crops = stream.visits * stream.plan.crops_per_image
     return rate(open_batches(stream, threads), crops, seconds)
 
@@ -100,9 +99,8 @@ def _stream_rate(stream: BatchStream, seconds: float, threads: int) -> float:
 def open_batches(stream: BatchStream, threads: int) -> Generator[Batch, None, None]:
     """The batches of a stream as a lone training worker would get them."""
     if not stream.by_tasks:
-        return local_batches(stream, 0, 1, threads)
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    return ray_data_batches(stream, batch_dataset(stream, BENCH_ROWS))
+        return local_batches(stream, BENCH_ROWS, threads)
+    return ray_data_batches(stream, BENCH_ROWS)
 
 
 def rate(batches: Iterable[Any], crops: int, seconds: float) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor
 
 from ray_sr.data.prefetch import prefetch_map
-from ray_sr.data.stream import BatchStream
+from ray_sr.data.stream import BatchStream, batch_dataset, segments
+
+Block = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,20 @@ class Batch:
 
 
 def local_batches(
-    stream: BatchStream, first: int, stride: int, threads: int = 1, pinned: bool = False
+    stream: BatchStream, rows: range, threads: int = 1, pinned: bool = False
 ) -> Generator[Batch, None, None]:
-    """Batches of the rows first, first + stride, …, made by threads of this process.
-
-    A GPU copies pinned ones while it computes.
-    """
+    """Batches of these rows, made by threads of this process. A GPU copies pinned ones while it computes."""
 
     def make(row: int) -> Batch:
         lr, hr = stream.batches([row])
         return Batch.of(row, lr[0], hr[0], pinned)
 
-    return prefetch_map(make, itertools.count(first, stride), threads)
+    return prefetch_map(make, rows, threads)
 
 
-def ray_data_batches(
-    stream: BatchStream, rows: Any, pinned: bool = False, begin_again: Callable[[int], bool] = lambda times: False
-) -> Generator[Batch, None, None]:
-    """Batches of `rows` (a Ray Data iterator over `batch_dataset`), completed by a thread of this process.
-
-    After the last row, `begin_again` is told how often it came to that, and answers whether the tasks shall make
-    as many rows once more: the next ones of the stream, if it has moved the stream's `first_row`.
-    """
-    blocks = _blocks(rows, begin_again)
+def ray_data_batches(stream: BatchStream, rows: range, pinned: bool = False) -> Generator[Batch, None, None]:
+    """Batches of these rows, made by Ray Data's tasks and completed by a thread of this process."""
+    blocks = _blocks(stream, rows)
 
     def take(_: None) -> list[Batch] | None:
         block = next(blocks, None)
@@ -64,15 +57,24 @@ def ray_data_batches(
         yield from batches
 
 
-def _blocks(rows: Any, begin_again: Callable[[int], bool]) -> Iterator[dict[str, np.ndarray]]:
-    # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
-    for times in itertools.count(1):
-        yield from rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-        if not begin_again(times):
-            return
+def _blocks(stream: BatchStream, rows: range) -> Iterator[Block]:
+    """The rows in blocks of several: the tasks of a segment begin when the one before it has begun to arrive."""
+    shared = ray.put(stream)
+
+    def begin(segment: range) -> Iterator[Block]:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = context.print_on_execution_start = False
+        # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
+        dataset = batch_dataset(stream, shared, segment)
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2))
+        return itertools.chain([next(blocks)], blocks)  # the first one starts the tasks of all
+
+    for blocks in prefetch_map(begin, segments(stream, rows), threads=1, ahead=1):
+        yield from blocks
 
 
-def _completed(stream: BatchStream, block: dict[str, np.ndarray], pinned: bool) -> list[Batch]:
+def _completed(stream: BatchStream, block: Block, pinned: bool) -> list[Batch]:
     """The rows of a block, copied because the object store is read-only."""
     rows, hr = block["row"].tolist(), block["hr"].copy()
     lr = block["lr"].copy() if "lr" in block else [stream.degrade(*pair) for pair in zip(rows, hr, strict=True)]

@@ -32,16 +32,16 @@ def single_threaded(threads: int) -> ThreadPoolExecutor:
 
 
 def prefetch_map(
-    make: Callable[[Item], Result], items: Iterable[Item], threads: int
+    make: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int = AHEAD
 ) -> Generator[Result, None, None]:
-    """`map(make, items)` in order, up to `AHEAD` results ahead, by threads that end with the iterator.
+    """`map(make, items)` in order, up to `ahead` results ahead, by threads that end with the iterator.
 
     What a Ray task raised as a RaySRError is raised as that again.
     """
     pool = single_threaded(threads)
     source, waiting = iter(items), deque[Future[Result]]()
     try:
-        waiting.extend(pool.submit(make, item) for item in itertools.islice(source, AHEAD))
+        waiting.extend(pool.submit(make, item) for item in itertools.islice(source, ahead))
         while waiting:
             result = waiting.popleft().result()
             waiting.extend(pool.submit(make, item) for item in itertools.islice(source, 1))

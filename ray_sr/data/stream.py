@@ -2,13 +2,15 @@
 
 A row of the stream is a part of a step's batch, as a worker computes it at once. Row numbers lead to
 sub-images through a shuffled order for each epoch, so the stream has no seam between epochs and can start at
-any row, and it is the same stream wherever its batches are made.
+any row, and it is the same stream wherever its batches are made. Which rows a step has follows from its number
+alone; each of several workers takes every so manieth row and asks for those by number, so nothing is dealt out.
 
 Where that is (`data.degrade_in`): a task of Ray Data can run on any CPU of the cluster and costs some 3 ms a
 batch beyond the crops themselves, for the task and for the way of its pixels through the object store. In
 the worker, a thread cuts and degrades views of the object store while the networks compute. So `auto` takes
 the worker where sub-images are kept in memory on a single node and crops are made, measured on this machine,
-within `WORKER_NANOSECONDS` for each of their pixels; else it takes tasks. Sub-images that are streamed from
+within `WORKER_NANOSECONDS` for each of their pixels; else, and where a GPU waits for what the worker's thread
+launches, it takes tasks. Sub-images that are streamed from
 storage are decoded and cut by tasks in either case; `worker` then leaves the degradation to the worker.
 """
 
@@ -16,10 +18,9 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -37,26 +38,24 @@ Place = Literal["tasks", "worker"]
 
 VISITS_PER_TASK = 64  # a Ray Data task costs some 15-20 ms, a visit a few: enough to hide the former
 LARGEST_BLOCK = 32 << 20
-SEGMENT_BLOCKS = 2000  # Ray Data plans them in a second or two, and 20,000 in a minute
+# Of a Ray Data set: more would be longer to plan (some 2 ms each), and less bounded in what is made ahead.
+SEGMENT_BLOCKS = 32
+SEGMENT_BYTES = 256 << 20
 # What making an HR pixel may cost in a worker's thread. A training step takes longer on every device, so the
 # thread keeps up; bicubic shrinking takes some 10, the second-order degradation 500.
 WORKER_NANOSECONDS = 60.0
 _PROBED_CROPS, _PROBES = 8, 3
 
-_opened: dict[str, BatchStream] = {}  # streams of this process, so that not each task unpacks its own
-
 
 @dataclass(frozen=True)
 class BatchStream:
-    """Makes the batch of any row number. `first_row` is asked anew by each task: a run goes on from there."""
+    """Makes the batch of any row number."""
 
     index: Index
     pixels: Pixels
     plan: CropPlan
     visits: int
-    first_row: Callable[[], int]
     place: Place = "tasks"
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def cached(self) -> bool:
@@ -95,8 +94,8 @@ def _by_row(crops: np.ndarray, rows: Sequence[int]) -> np.ndarray:
     return crops.reshape(len(rows), -1, *crops.shape[1:])
 
 
-def open_stream(recipe: Recipe, shards: str, first_row: Callable[[], int]) -> BatchStream:
-    """The training stream of a recipe over a shard set; Ray must be running."""
+def open_stream(recipe: Recipe, shards: str, gpu: bool = False) -> BatchStream:
+    """The training stream of a recipe over a shard set, for workers with or without a GPU; Ray must be running."""
     index = read_index(shards, "train", recipe.data.crop, skip_damaged=recipe.data.damaged == "skip")
     if not len(index):
         raise RecipeError(
@@ -108,13 +107,15 @@ def open_stream(recipe: Recipe, shards: str, first_row: Callable[[], int]) -> Ba
     pixels = open_pixels(index, recipe.data.cache)
     place = recipe.data.degrade_in
     if place == "auto":
-        place = choose_place(plan) if isinstance(pixels, CachedPixels) else "tasks"
-    return BatchStream(index, pixels, plan, visits, first_row, place)
+        place = choose_place(plan, gpu) if isinstance(pixels, CachedPixels) else "tasks"
+    return BatchStream(index, pixels, plan, visits, place)
 
 
-def choose_place(plan: CropPlan) -> Place:
+def choose_place(plan: CropPlan, gpu: bool = False) -> Place:
     """The faster place for batches of sub-images that are kept in memory: see the module's docstring."""
-    return "worker" if is_one_node() and nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
+    if gpu or not is_one_node():
+        return "tasks"
+    return "worker" if nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
 
 
 def nanoseconds_per_pixel(plan: CropPlan) -> float:
@@ -141,34 +142,42 @@ def _check_pairs(plan: CropPlan, index: Index, shards: str) -> None:
         raise RecipeError(f"scale {plan.scale}: the input photos in {shards} are for x{index.input_scale}")
 
 
-def segment_rows(stream: BatchStream, rows: int, rows_per_step: int) -> int:
-    """Rows of the Ray Data set that is to make `rows` rows: all, or else some whole steps, again and again."""
-    most = SEGMENT_BLOCKS * _rows_per_block(stream)
-    return min(rows, max(1, most // rows_per_step) * rows_per_step)
+def segments(stream: BatchStream, rows: range) -> Iterator[range]:
+    """These rows in pieces, each to be made by a Ray Data set of its own: what is made ahead stays bounded."""
+    per_block = _rows_per_block(stream)
+    blocks = max(1, min(SEGMENT_BLOCKS, SEGMENT_BYTES // (per_block * _hr_bytes(stream))))
+    return (rows[first : first + blocks * per_block] for first in range(0, len(rows), blocks * per_block))
 
 
-def batch_dataset(stream: BatchStream, rows: int) -> Dataset:
-    """Ray Data set of `rows` rows in their order: row (int64), hr (uint8 N×H×W×3), lr (uint8 N×h×w×3).
+def batch_dataset(stream: BatchStream, shared: Any, rows: range) -> Dataset:
+    """Ray Data set of these rows in their order: row (int64), hr (uint8 N×H×W×3), lr (uint8 N×h×w×3).
 
-    lr is absent where the worker is to degrade.
+    lr is absent where the worker is to degrade. `shared` is the stream in the object store.
     """
-    numbered = ray.data.range(rows, override_num_blocks=math.ceil(rows / _rows_per_block(stream)))
-    task = partial(_make_rows, token=stream.token, kept=[ray.put(stream)])
-    return numbered.map_batches(task, batch_size=None, num_cpus=1)
+    places = ray.data.range(len(rows), override_num_blocks=math.ceil(len(rows) / _rows_per_block(stream)))
+    return places.map_batches(partial(_make_rows, rows=rows, shared=[shared]), batch_size=None, num_cpus=1)
 
 
 def _rows_per_block(stream: BatchStream) -> int:
-    hr_bytes = stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
-    return max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // hr_bytes))
+    return max(1, min(VISITS_PER_TASK // stream.visits, LARGEST_BLOCK // _hr_bytes(stream)))
 
 
-def _make_rows(block: dict[str, np.ndarray], *, token: str, kept: list[Any]) -> dict[str, np.ndarray]:
-    if token not in _opened:
-        _opened.clear()
-        _opened[token] = ray.get(kept[0])
-    stream = _opened[token]
-    rows = (block["id"] + stream.first_row()).astype(np.int64)
+def _hr_bytes(stream: BatchStream) -> int:
+    return stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
+
+
+@lru_cache(maxsize=1)
+def _opened(shared: Any) -> BatchStream:
+    """The stream in this process, so that not each task unpacks its own."""
+    stream: BatchStream = ray.get(shared)
+    return stream
+
+
+def _make_rows(block: dict[str, np.ndarray], *, rows: range, shared: list[Any]) -> dict[str, np.ndarray]:
+    stream = _opened(shared[0])
+    numbers = [rows[place] for place in block["id"].tolist()]
+    row = np.array(numbers, np.int64)
     if stream.place == "worker" and not stream.plan.paired:
-        return {"row": rows, "hr": stream.cut(rows.tolist())}
-    lr, hr = stream.batches(rows.tolist())
-    return {"row": rows, "lr": lr, "hr": hr}
+        return {"row": row, "hr": stream.cut(numbers)}
+    lr, hr = stream.batches(numbers)
+    return {"row": row, "lr": lr, "hr": hr}

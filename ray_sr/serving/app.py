@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -10,12 +12,15 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig
 
+from ray_sr.cluster import capacity
+from ray_sr.errors import ResourceError
 from ray_sr.serving.ingress import Ingress
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.replica import GeneratorReplica
 
 # The budgets of the ingress refuse before these do. Serve's own queues only have to be longer than any
 # burst: its counting refuses far below its nominal capacity.
+_INGRESS_CPUS = 0.1
 _INGRESS: dict[str, Any] = {
     "num_replicas": 1,
     "max_ongoing_requests": 256,
@@ -24,7 +29,7 @@ _INGRESS: dict[str, Any] = {
     "graceful_shutdown_timeout_s": 70.0,
     "health_check_period_s": 5.0,
     "health_check_timeout_s": 20.0,
-    "ray_actor_options": {"num_cpus": 0.1},
+    "ray_actor_options": {"num_cpus": _INGRESS_CPUS},
 }
 _GENERATOR: dict[str, Any] = {
     "max_queued_requests": 1024,
@@ -56,22 +61,80 @@ def ingress_deployment() -> Deployment:
 
 
 def fit_to_cluster(options: ServiceOptions) -> ServiceOptions:
-    """Settles the resources of a generator replica that were left open.
+    """Settles the resources of a generator replica that were left open, so that all replicas of all models fit.
 
-    A whole GPU where the cluster has one; else as many cores as let all replicas run on the largest machine
-    with one core left for ingress and codecs. These are busy for a small part of the time: where the network
-    has no GPU, its threads are meant for all cores.
+    A whole GPU each, or equal shares where there are fewer GPUs; without GPUs, as many cores as let all run on the
+    largest machine with one core left for ingress and codecs. These are busy for a small part of the time: where
+    the network has no GPU, its threads are meant for all cores.
     """
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
-    gpus = options.gpus
+    machines = _machines()
+    replicas = options.max_replicas * len(options.models)
+    gpus, cpus, threads = options.gpus, options.cpus, options.threads
     if gpus is None:
-        gpus = float(any(machine.get("GPU", 0) >= 1 for machine in machines))
-    cpus, threads = options.cpus, options.threads
+        gpus = 0.0 if options.device == "cpu" else _gpu_share(machines, replicas)
     if cpus is None:
         cores = max((machine.get("CPU", 1.0) for machine in machines), default=1.0)
-        cpus = 1.0 if gpus else max(1.0, (cores - 1) // options.max_replicas)
-        threads = threads or (1 if gpus else max(1, int(cores // options.max_replicas)))
+        there = min(replicas, max(map(partial(_on_gpus, gpus=gpus), machines), default=0)) if gpus else replicas
+        share = _core_share(cores, max(1, there))
+        cpus = min(1.0, share) if gpus else share
+        threads = threads or (1 if gpus else max(1, int(cores // replicas)))
     return options.model_copy(update={"cpus": cpus, "gpus": gpus, "threads": threads or max(1, int(cpus))})
+
+
+def require_room(options: ServiceOptions) -> None:
+    """Refuses settled options whose replicas at rest Ray could never place: Serve would wait for ever, in silence.
+
+    Raises ResourceError that says what is missing.
+    """
+    machines, cpus, gpus = _machines(), options.cpus or 0.0, options.gpus or 0.0
+    wanted = options.min_replicas * len(options.models)
+
+    def places(ingress: int) -> int:
+        """How many replicas fit where the ingress is on that machine."""
+        found = 0
+        for number, machine in enumerate(machines):
+            cores = machine.get("CPU", 0.0) - _INGRESS_CPUS * (number == ingress)
+            limits = [cores / cpus if cpus else wanted, _on_gpus(machine, gpus) if gpus else wanted]
+            found += max(0, int(min(limits) + 1e-6))
+        return found
+
+    room = max((places(i) for i in range(len(machines))), default=wanted)
+    if room >= wanted:
+        return
+    have = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
+    each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    raise ResourceError(
+        f"{len(options.models)} model(s) with {options.min_replicas} replica(s) of {each} each, and an ingress of "
+        f"{_INGRESS_CPUS:g} CPUs: the cluster's {have['CPU']:g} CPUs and {have['GPU']:g} GPUs have room for {room} "
+        f"replica(s), not {wanted}: serve fewer, or lower cpus or gpus of a replica"
+    )
+
+
+def _machines() -> list[dict[str, float]]:
+    """Resources of each node, and as one more what the autoscaler may add to them; none before Ray runs."""
+    if not ray.is_initialized():
+        return []
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    more = {name: capacity().get(name, 0.0) - have for name, have in total.items()}
+    return nodes + ([more] if any(value > 0 for value in more.values()) else [])
+
+
+def _gpu_share(machines: Sequence[Mapping[str, float]], replicas: int) -> float:
+    """What each replica gets of a GPU, rounded down to what Ray counts in; 0 where there is none."""
+    there = sum(int(machine.get("GPU", 0)) for machine in machines)
+    return math.floor(1e4 / math.ceil(replicas / there)) / 1e4 if there else 0.0
+
+
+def _on_gpus(machine: Mapping[str, float], gpus: float) -> int:
+    """How many replicas the GPUs of a machine have room for; a share lies on one GPU."""
+    there = machine.get("GPU", 0.0)
+    return int(there) * int(1 / gpus) if gpus < 1 else int(there / gpus)
+
+
+def _core_share(cores: float, replicas: int) -> float:
+    whole = (cores - 1) // replicas
+    return whole if whole >= 1 else math.floor(100 * (cores - 0.5) / replicas) / 100
 
 
 def deployment_settings(options: ServiceOptions) -> dict[str, Any]:

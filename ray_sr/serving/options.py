@@ -106,7 +106,9 @@ class ServiceOptions(Section):
         None, ge=1, description="threads of a replica's network; default: its cpus, or its share of all cores"
     )
     gpus: float | None = Field(
-        None, ge=0, description="GPUs of a replica, fractions allowed; default: one where there is one"
+        None,
+        ge=0,
+        description="GPUs of a replica, fractions allowed; default: one, or an equal share of fewer",
     )
     batch_tiles: int | None = Field(
         None, ge=1, description="tiles of several pictures that run at once; default: 16 on a GPU, else 1"

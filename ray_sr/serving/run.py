@@ -24,7 +24,7 @@ from ray.serve.schema import LoggingConfig
 from ray_sr.cluster import connect, disconnect
 from ray_sr.errors import ClusterError, RecipeError
 from ray_sr.serving import proxy
-from ray_sr.serving.app import build
+from ray_sr.serving.app import build, fit_to_cluster, require_room
 from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.store import Store, load_model
@@ -64,7 +64,8 @@ def running_service(
 
     Uses the Ray this process is connected to, else connects for the time of the block. Raises RecipeError for
     a public host without keys and without `insecure`, ModelError and InputError for a model that cannot be
-    loaded or keys that cannot be read, ClusterError where the service cannot start.
+    loaded or keys that cannot be read, ResourceError for replicas that no machine has room for, ClusterError
+    where the service cannot start.
     """
     refuse_public_host(host, insecure or options.keys is not None)
     options = _with_absolute_paths(options)
@@ -79,6 +80,7 @@ def running_service(
             serve.shutdown()  # there is nothing to end yet: it forgets the Serve of a former Ray of this process
         elif serve.status().proxies:
             raise ClusterError("Serve is in use on this cluster: stop it, or use `serve deploy serve/config.yaml`")
+        require_room(fit_to_cluster(options))
         try:
             _start(options, host, port)
             yield f"http://{_in_url(host)}:{port}"

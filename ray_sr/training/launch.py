@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 import ray
 import torch
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, ControllerError, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
 from ray_sr.cluster import capacity, require_shared
 from ray_sr.data.manifest import MANIFEST, read_manifest
-from ray_sr.data.stream import batch_dataset, open_stream, segment_rows
+from ray_sr.data.stream import open_stream
 from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
 from ray_sr.images import write_bytes
 from ray_sr.perceptual.vgg import resolve_feature_weights
@@ -31,7 +31,7 @@ from ray_sr.recipes.reader import recipe_yaml
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, resolve_location
 from ray_sr.training.checkpoints import sweep
-from ray_sr.training.monitor import FirstRow, Journal, Record, start_monitor
+from ray_sr.training.monitor import Journal, Record, start_monitor
 from ray_sr.training.optimizer import check_optimizer
 from ray_sr.training.runs import Run
 from ray_sr.training.teachers import check_teachers
@@ -41,7 +41,6 @@ from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
 SILENT_SECONDS = 60.0
-SPARE_STEPS = 64  # rows beyond the last step, for what the split among workers drops
 Listener = Callable[[Record], None]
 
 
@@ -92,10 +91,9 @@ def train(
         shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
         require_shared(*shared)
         monitor = start_monitor()
-        stream = open_stream(recipe, place, FirstRow(monitor))
+        stream = open_stream(recipe, place, gpu=scaling.use_gpu)
         sweep(run.folder)
         unknown = run.forget_broken_note() if resume else None
-        rows = segment_rows(stream, (recipe.total_steps + SPARE_STEPS) * recipe.rows_per_step, recipe.rows_per_step)
         config = {
             "recipe": recipe.dump(),
             "resume": unknown,
@@ -105,7 +103,6 @@ def train(
             "init": ray.put(start.weights) if start else None,
             "teachers": ray.put(teachers),
             "stream": ray.put(stream),
-            "segment_rows": rows,
             "data": {
                 "sub_images": len(stream.index),
                 "cached": stream.cached,
@@ -118,8 +115,6 @@ def train(
             train_loop_config=config,
             scaling_config=scaling,
             run_config=_run_config(recipe, run),
-            datasets={"train": batch_dataset(stream, rows)} if stream.by_tasks else None,
-            dataset_config=DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True)),
         )
         listen({"event": "facts", "step": 0, **facts})
         trackers = Trackers(recipe, run.folder)

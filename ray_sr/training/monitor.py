@@ -21,13 +21,12 @@ Record = dict[str, Any]
 
 
 class _Monitor:
-    """State of the actor: waiting records, where the data stream begins, whether to stop."""
+    """State of the actor: waiting records, whether to stop."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
         self._taken = 0  # records that the driver got with its last call and may still be writing
         self._changed = asyncio.Condition()
-        self._first_row = 0
         self._stop = False
         self._refused = False
 
@@ -61,12 +60,6 @@ class _Monitor:
         """Whether a worker told of an error that a person has to mend: workers that start again stop at once."""
         return self._refused
 
-    async def begin_at(self, row: int) -> None:
-        self._first_row = row
-
-    async def first_row(self) -> int:
-        return self._first_row
-
     async def stop(self) -> None:
         self._stop = True
 
@@ -79,16 +72,6 @@ def start_monitor() -> Any:
     """A handle of a new monitor actor on the driver's node, which lives as long as the driver."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return ray.remote(_Monitor).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-class FirstRow:
-    """Asks the monitor where the stream begins: a callable that travels with Ray Data's tasks."""
-
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-
-    def __call__(self) -> int:
-        return int(ray.get(self._monitor.first_row.remote()))
 
 
 class Journal:

@@ -67,6 +67,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def rows_of(rank: int, world: int, begin: int, end: int) -> range:
+    """A worker's rows of the stream from `begin` on: those whose number leaves its rank when divided by the world.
+
+    So all rows of a step are used whatever the number of workers at hand, and each gets as many in the end.
+    """
+    return range(begin + (rank - begin) % world, end, world)
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """What Ray Train calls on each worker. Errors a user can mend go to the driver as one line."""
     if ray.get(config["monitor"].refused.remote()):
@@ -101,7 +109,6 @@ class Worker:
         self.compute = Compute.of(self.recipe.training, device)
         self.state = TrainState(self.recipe, self.compute)
         self._restore(config)
-        self.first_row, self.segment_rows = self.state.step * self.rows, config["segment_rows"]
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
         self.notices = PreemptionWatcher(self.state.step, self._agree)
         self.meter = Meter()
@@ -188,32 +195,22 @@ class Worker:
     def _announce(self) -> None:
         if self.rank == 0:
             self._leave_room()
-            ray.get(self.monitor.begin_at.remote(self.first_row))
             record = {"event": "start", "step": self.state.step, "world": self.world}
             ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
 
     def _batches(self) -> Iterator[Batch]:
+        """Of this worker's rows from here to the last step: see `rows_of`."""
         pinned = self.compute.device.type == "cuda"
+        rows = rows_of(self.rank, self.world, self.state.step * self.rows, self.recipe.total_steps * self.rows)
         if self.stream.by_tasks:
-            return ray_data_batches(self.stream, ray.train.get_dataset_shard("train"), pinned, self._begin_again)
-        first = self.first_row + (self.rank - self.first_row) % self.world
-        threads = spare_threads(self.recipe.training.cpus_per_worker)
-        return local_batches(self.stream, first, self.world, threads, pinned)
-
-    def _begin_again(self, times: int) -> bool:
-        """The tasks have made their rows: let them make the next ones, when all workers have asked for them."""
-        if self.rank == 0:
-            ray.get(self.monitor.begin_at.remote(self.first_row + times * self.segment_rows))
-        return True
+            return ray_data_batches(self.stream, rows, pinned)
+        return local_batches(self.stream, rows, spare_threads(self.recipe.training.cpus_per_worker), pinned)
 
     def _next_parts(self, batches: Iterator[Batch]) -> list[MicroBatch]:
-        """This worker's parts of the step: the rows whose number leaves its rank when divided by the world.
-
-        So all rows of a step are used whatever the number of workers at hand, and each gets as many in the end.
-        """
+        """This worker's parts of the step."""
         self.wait = 0.0
         begin = self.state.step * self.rows
-        mine = [row for row in range(begin, begin + self.rows) if row % self.world == self.rank]
+        mine = rows_of(self.rank, self.world, begin, begin + self.rows)
         return [self._part(batches, row, row - begin) for row in mine]
 
     def _part(self, batches: Iterator[Batch], row: int, number: int) -> MicroBatch:
@@ -222,7 +219,7 @@ class Worker:
         self.wait += time.perf_counter() - began
         if batch is None:
             raise RuntimeError(f"the data stream ended at step {self.state.step} of {self.recipe.total_steps}")
-        if self.world == 1 and batch.row != row:
+        if batch.row != row:
             raise RuntimeError(f"the data stream is at row {batch.row}, training at {row}")
         seed = step_seed(self.recipe.seed, number, self.state.step)
         lr, hr = self.compute.to_input(batch.lr), self.compute.to_input(batch.hr)

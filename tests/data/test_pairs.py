@@ -55,7 +55,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
 
 @pytest.mark.parametrize("place", ["tasks", "worker"])
 def test_crops_of_both_photos_match(shards: str, place: str) -> None:
-    stream = open_stream(recipe(place=place), shards, lambda: 0)
+    stream = open_stream(recipe(place=place), shards)
     lr, hr = stream.batches(range(2 * len(stream.index)))
     assert lr.shape[2:] == (16, 16, 3)
     assert hr.shape[2:] == (32, 32, 3)
@@ -71,7 +71,7 @@ def test_validation_has_both_photos(shards: str) -> None:
 
 def test_another_scale_is_refused(shards: str) -> None:
     with pytest.raises(RecipeError, match=r"the input photos in .* are for x2"):
-        open_stream(recipe(scale=4), shards, lambda: 0)
+        open_stream(recipe(scale=4), shards)
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -94,7 +94,7 @@ def test_pairs_without_input_photos_are_refused(tmp_path: Path) -> None:
     Image.fromarray(noise(100, 100)).save(tmp_path / "a.png")
     prepare(find_photos([str(tmp_path)]), str(tmp_path / "shards"), cutting=Cutting(sub_image=96), validation=0)
     with pytest.raises(InputError, match="data prepare --inputs"):
-        open_stream(recipe(), str(tmp_path / "shards"), lambda: 0)
+        open_stream(recipe(), str(tmp_path / "shards"))
 
 
 def test_cuts_must_lie_on_input_pixels() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from PIL import Image
 
@@ -20,11 +19,12 @@ from ray_sr.data.pixels import CachedPixels, StoredPixels, open_pixels, read_ind
 from ray_sr.data.prefetch import prefetch_map, single_threaded
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
-from ray_sr.data.stream import BatchStream, batch_dataset, choose_place, open_stream, segment_rows
+from ray_sr.data.stream import SEGMENT_BYTES, BatchStream, choose_place, open_stream, segments
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.images.resample import downscale_array
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.training.worker import rows_of
 from tests.photos import noise, real_photos, write_real_photos
 
 RECIPE = parse_recipe("{name: t, seed: 5, data: {crop: 48, batch: 8, crops_per_image: 4}, pretrain: {steps: 50}}")
@@ -117,29 +117,26 @@ def with_data(**changes: object) -> Recipe:
 
 
 @pytest.mark.parametrize("cache", ["memory", "stream"])
-def test_ray_data_gives_the_rows_in_order_whatever_the_blocks(shards: str, cache: str) -> None:
-    """The data set, made by parallel tasks, equals batches made here one by one; a later start goes on exactly."""
-    stream = open_stream(with_data(cache=cache, degrade_in="tasks"), shards, lambda: 0)
-    rows = 2 * len(stream.index)  # more than one epoch
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    got = list(batch_dataset(stream, rows).iter_batches(batch_size=1, batch_format="numpy"))
-    assert [int(batch["row"][0]) for batch in got] == list(range(rows))
-    for row in (0, 1, rows // 2, rows - 1):
-        lr, hr = stream.batches([row])
-        np.testing.assert_array_equal(got[row]["lr"], lr)
-        np.testing.assert_array_equal(got[row]["hr"], hr)
-    late = replace(stream, first_row=lambda: 7, token="late")
-    first = next(iter(batch_dataset(late, 3).iter_batches(batch_size=1, batch_format="numpy")))
-    np.testing.assert_array_equal(first["hr"], got[7]["hr"])
+def test_ray_data_gives_the_rows_in_order_whatever_the_blocks(
+    shards: str, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parallel tasks of several data sets give what is made here one by one, also of every third row."""
+    monkeypatch.setattr("ray_sr.data.stream.SEGMENT_BLOCKS", 2)
+    monkeypatch.setattr("ray_sr.data.stream.VISITS_PER_TASK", 8)
+    stream = open_stream(with_data(cache=cache, degrade_in="tasks"), shards)
+    rows = range(7, 7 + 3 * len(stream.index), 3)  # more than one epoch
+    assert len(list(segments(stream, rows))) > 2
+    got = list(ray_data_batches(stream, rows))
+    assert [batch.row for batch in got] == list(rows)
+    for batch in (*got[:2], got[len(got) // 2], got[-1]):
+        lr, hr = stream.batches([batch.row])
+        np.testing.assert_array_equal(batch.lr, lr[0])
+        np.testing.assert_array_equal(batch.hr, hr[0])
 
 
-def first_batches(stream: BatchStream, count: int, begin: int = 0) -> list[Batch]:
-    """As a lone training worker gets them from `begin` on."""
-    if not stream.by_tasks:
-        return list(islice(local_batches(stream, begin, 1, 2), count))
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    begun = replace(stream, first_row=lambda: begin, token=f"{stream.token}-{begin}")
-    return list(islice(ray_data_batches(begun, batch_dataset(begun, count)), count))
+def batches_of(stream: BatchStream, rows: range) -> list[Batch]:
+    """As a training worker gets them."""
+    return list(ray_data_batches(stream, rows) if stream.by_tasks else local_batches(stream, rows, 2))
 
 
 @pytest.mark.parametrize("degradation", ["{kind: downscale}", "{kind: second_order}"])
@@ -156,8 +153,8 @@ def test_both_places_give_the_same_rows_from_any_start(shards: str, degradation:
             for place in ("tasks", "worker")
         ]
         assert [stream.by_tasks for stream in streams] == [True, cache == "stream"]
-        here, there = (first_batches(stream, 12) for stream in streams)
-        resumed = first_batches(streams[1], 5, begin=7)
+        here, there = (batches_of(stream, range(12)) for stream in streams)
+        resumed = batches_of(streams[1], range(7, 12))
         assert [batch.row for batch in here] == list(range(12))
         for ours, theirs in [*zip(here, there, strict=True), *zip(here[7:], resumed, strict=True)]:
             assert ours.row == theirs.row
@@ -165,49 +162,35 @@ def test_both_places_give_the_same_rows_from_any_start(shards: str, degradation:
             np.testing.assert_array_equal(ours.lr, theirs.lr)
 
 
-class Beginning:
-    """Where the stream begins: an actor, so that the tasks see it move."""
-
-    def __init__(self) -> None:
-        self.row = 0
-
-    def move(self, row: int) -> None:
-        self.row = row
-
-    def read(self) -> int:
-        return self.row
+@pytest.mark.parametrize("place", ["tasks", "worker"])
+def test_every_row_is_used_once_by_workers_that_stop_and_go_on_in_other_numbers(shards: str, place: str) -> None:
+    stream = open_stream(with_data(cache="memory", degrade_in=place), shards)
+    used: list[int] = []
+    for first, last, world in ((0, 40, 2), (40, 52, 3), (52, 60, 1), (60, 80, 2)):
+        for rank in range(world):
+            used += [batch.row for batch in batches_of(stream, rows_of(rank, world, 2 * first, 2 * last))]
+    assert sorted(used) == list(range(160))
 
 
-def test_tasks_make_the_next_rows_when_the_first_are_used_up(shards: str) -> None:
-    beginning = ray.remote(Beginning).options(num_cpus=0).remote()
-    stream = open_stream(
-        with_data(cache="memory", degrade_in="tasks"), shards, lambda: ray.get(beginning.read.remote())
-    )
-
-    def begin_again(times: int) -> bool:
-        ray.get(beginning.move.remote(5 * times))
-        return times < 3
-
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    batches = list(ray_data_batches(stream, batch_dataset(stream, 5), begin_again=begin_again))
-    assert [batch.row for batch in batches] == list(range(15))
-    np.testing.assert_array_equal(batches[12].hr, stream.batches([12])[1][0])
+def test_few_blocks_are_made_ahead(shards: str) -> None:
+    """A run's rows are cut into pieces of some blocks, none of which lie in memory in great number."""
+    stream = open_stream(with_data(cache="memory"), shards)
+    whole = range(3, 10**12, 2)
+    first, second = islice(segments(stream, whole), 2)
+    assert (first.start, first[-1] + 2) == (3, second.start)
+    assert len(first) == len(second)
+    large = replace(stream, plan=replace(stream.plan, crop=1024, crops_per_image=16))
+    for some in (stream, large):
+        count = len(next(segments(some, whole)))
+        assert count * some.visits * some.plan.crops_per_image * some.plan.crop**2 * 3 <= SEGMENT_BYTES
+    assert list(segments(stream, range(5))) == [range(5)]
 
 
-def test_a_long_run_is_cut_into_segments_of_whole_steps(shards: str) -> None:
-    stream = open_stream(with_data(cache="memory"), shards, lambda: 0)
-    assert segment_rows(stream, 100, 3) == 100
-    rows = segment_rows(stream, 10**9, 3)
-    assert rows % 3 == 0
-    assert rows < 10**6
-
-
-def test_workers_of_a_group_share_the_rows(shards: str) -> None:
-    stream = open_stream(with_data(cache="memory", degrade_in="worker"), shards, lambda: 0)
-    together = {b.row: b.hr for rank in range(2) for b in islice(local_batches(stream, rank, 2), 3)}
-    assert sorted(together) == list(range(6))
-    for batch in first_batches(stream, 6):
-        np.testing.assert_array_equal(together[batch.row], batch.hr)
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_with_a_gpu_has_its_crops_made_by_tasks() -> None:
+    cheap = CropPlan.of(parse_recipe("{name: t, pretrain: {steps: 1}}"))
+    assert choose_place(cheap) == "worker"
+    assert choose_place(cheap, gpu=True) == "tasks"
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -254,7 +237,7 @@ def test_validation_photos_are_whole(shards: str) -> None:
 def test_a_crop_larger_than_every_sub_image_is_refused(shards: str) -> None:
     recipe = RECIPE.model_copy(update={"data": RECIPE.data.model_copy(update={"crop": 128})})
     with pytest.raises(RecipeError, match=r"data\.crop 128: no sub-image"):
-        open_stream(recipe, shards, lambda: 0)
+        open_stream(recipe, shards)
 
 
 @pytest.fixture
@@ -280,9 +263,9 @@ def test_a_damaged_shard_is_named(damaged: tuple[str, str]) -> None:
 @pytest.mark.parametrize("place", ["tasks", "worker"])
 def test_a_damaged_shard_stops_a_stream_with_its_name(damaged: tuple[str, str], cache: str, place: str) -> None:
     folder, victim = damaged
-    stream = open_stream(with_data(cache=cache, degrade_in=place), folder, lambda: 0)
+    stream = open_stream(with_data(cache=cache, degrade_in=place), folder)
     with pytest.raises(InputError, match=victim):
-        first_batches(stream, len(stream.index))
+        batches_of(stream, range(len(stream.index)))
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -295,8 +278,8 @@ def test_a_damaged_shard_is_skipped_if_the_recipe_says_so(tmp_path: Path) -> Non
     victim = Path(shards) / whole.files[1]
     victim.write_bytes(victim.read_bytes()[:-100])
     with pytest.raises(InputError, match=victim.name):
-        open_stream(RECIPE, shards, lambda: 0)
-    stream = open_stream(with_data(damaged="skip"), shards, lambda: 0)
+        open_stream(RECIPE, shards)
+    stream = open_stream(with_data(damaged="skip"), shards)
     assert stream.index.skipped.keys() == {victim.name}
     assert set(stream.index.id.tolist()) == set(whole.id[whole.shard != 1].tolist())
-    assert len(first_batches(stream, len(stream.index))) == len(stream.index)
+    assert len(batches_of(stream, range(len(stream.index)))) == len(stream.index)

@@ -56,7 +56,7 @@ def test_a_network_has_as_many_threads_as_its_replica_has_cpus(given: dict[str, 
     assert (options.cpus, options.threads) == (given["cpus"], threads)
 
 
-@pytest.mark.parametrize(("replicas", "cpus", "threads"), [(1, 3, 4), (2, 1, 2), (9, 1, 1)])
+@pytest.mark.parametrize(("replicas", "cpus", "threads"), [(1, 3, 4), (2, 1, 2), (9, 0.38, 1)])
 def test_replicas_share_all_cores_where_none_are_given(
     ray_local: None, replicas: int, cpus: float, threads: int
 ) -> None:

@@ -250,15 +250,30 @@ def _descends_from(pid: int, ancestor: int) -> bool:
     return False
 
 
-def test_two_workers_share_the_batch(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Crops are made by tasks, in several segments of 16 steps, which no step notices."""
+def test_two_workers_that_go_on_use_the_rows_of_two_that_never_stopped(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, crops made by tasks or in the workers, in pieces of 8 steps which no step notices."""
     monkeypatch.setattr(stream, "SEGMENT_BLOCKS", 1)
-    run = Run.at(tmp_path / "two")
-    changes = ("training.workers=2", "gan.steps=3", "pretrain.steps=33", "validation.every=12")
-    ended = train(recipe(*changes, "data.degrade_in=tasks"), run, shards=shards)
-    assert ended.step == 36
-    assert run.records("start")[0]["world"] == 2
-    assert run.records("validation")[-1]["psnr_y"] > 0
+    monkeypatch.setattr(stream, "VISITS_PER_TASK", 16)
+    two = ("training.workers=2", "pretrain.steps=24", "gan.steps=3", "validation.every=12")
+    whole, halted = (Run.at(tmp_path / name) for name in ("whole", "halted"))
+    assert train(recipe(*two, "data.degrade_in=tasks"), whole, shards=shards).step == 27
+    assert whole.records("start")[0]["world"] == 2
+    assert whole.records("validation")[-1]["psnr_y"] > 0
+
+    stop = threading.Event()
+
+    def stop_early(record: Record) -> None:
+        if record["event"] == "train":
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        train(recipe(*two, "data.degrade_in=worker"), halted, shards=shards, listen=stop_early, stop=stop)
+    assert final_state(halted)["step"] < 20
+    train(recipe(*two, "data.degrade_in=tasks"), halted, shards=shards, resume=True)
+    ours, theirs = ({**final_state(run), "recipe": None} for run in (halted, whole))
+    assert_same(ours, theirs)
 
 
 @ray.remote(num_cpus=1)
