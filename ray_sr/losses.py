@@ -177,9 +177,9 @@ def chroma_distance(sr: Tensor, hr: Tensor) -> Tensor:
 
     Blind to brightness: beside an adversarial loss it keeps invented texture from having a colour of its own.
     """
-    difference = sr - hr
-    chroma: Tensor = torch.einsum("kc,nchw->nkhw", difference.new_tensor(_CHROMA), difference)
-    return chroma.abs().mean()
+    channels = (sr - hr).unbind(1)
+    chroma = [sum(weight * channel for weight, channel in zip(row, channels, strict=True)) for row in _CHROMA]
+    return torch.stack(chroma).abs().mean()
 
 
 def histogram_distance(sr: Tensor, hr: Tensor, bins: int) -> Tensor:
@@ -232,15 +232,14 @@ def ms_ssim(sr: Tensor, hr: Tensor, levels: int = 5) -> Tensor:
     A Gaussian window of 11 and sigma 1.5 without padding; halved by means of 2x2 between levels, whose weights
     are scaled to the sum of 1.
     """
-    weights = sr.new_tensor(_LEVEL_WEIGHTS[:levels])
-    weights = weights / weights.sum()
+    whole = sum(_LEVEL_WEIGHTS[:levels])
     value = sr.new_ones(sr.shape[:2])
     for level in range(levels):
         if level:
             sr, hr = F.avg_pool2d(sr, 2), F.avg_pool2d(hr, 2)
         light, structure = _ssim_parts(sr, hr)
         likeness = (light * structure if level == levels - 1 else structure).mean((2, 3))
-        value = value * likeness.clamp(min=_LEAST_LIKENESS) ** weights[level]
+        value = value * likeness.clamp(min=_LEAST_LIKENESS) ** (_LEVEL_WEIGHTS[level] / whole)
     return value.mean()
 
 
@@ -373,7 +372,7 @@ class AdversarialLoss:
             return labels
         if rng is None:
             raise ValueError("label_noise needs a torch.Generator")
-        noise = torch.rand(logits.shape, generator=rng, device=rng.device).to(logits.device)
+        noise = _drawn(logits.shape, rng, logits.device)
         inwards = 1.0 - 2.0 * label
         return labels + inwards * self.spec.label_noise * noise
 
@@ -388,7 +387,7 @@ class AdversarialLoss:
         go through DDP's wrapper.
         """
         real, fake = real.detach().float(), fake.detach().float()
-        place = torch.rand(real.shape[0], 1, 1, 1, generator=rng, device=rng.device).to(real.device)
+        place = _drawn(torch.Size((real.shape[0], 1, 1, 1)), rng, real.device)
         between = torch.lerp(fake, real, place).requires_grad_()
         with torch.autocast(between.device.type, enabled=False):
             scores = discriminator(between).flatten(1).mean(dim=1)
@@ -415,6 +414,12 @@ class AdversarialLoss:
         boundary = self._kind.boundary
         above, below = (fake.mean(), real.mean()) if boundary is None else (boundary, boundary)
         return (real > above).float().mean(), (fake < below).float().mean()
+
+
+def _drawn(shape: torch.Size, rng: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1), the same on every device; a GPU copies them from page-locked memory."""
+    pinned = device.type == "cuda" and rng.device.type == "cpu"
+    return torch.rand(shape, generator=rng, device=rng.device, pin_memory=pinned).to(device, non_blocking=True)
 
 
 def _detached(logits: Tensor | None) -> Tensor:

@@ -142,6 +142,8 @@ def _workers(recipe: Recipe) -> Iterator[str]:
         yield "training.min_workers gives workers unequal parts of a batch: set sync_batchnorm to false"
     if training.accumulate > 1 and training.sync_batchnorm:
         yield "training.accumulate shows BatchNorm a part of the batch at a time: set sync_batchnorm to false"
+    if training.compile and recipe.gan and recipe.gan.adversarial.gradient_penalty:
+        yield "training.compile has no second derivatives for gan.adversarial.gradient_penalty: set it to false"
     if training.gpus_per_worker < 1 and training.workers > 1:
         yield "NCCL needs a whole GPU for each worker: set training.gpus_per_worker to 1 or training.workers to 1"
 

@@ -131,6 +131,9 @@ class TrainingSpec(Section):
     channels_last: bool = Field(True, description="NHWC memory layout inside the networks")
     compile: bool = Field(False, description="torch.compile both networks")
     tf32: bool = Field(True, description="float32 products of a GPU may round to TF32 (10 bits of mantissa)")
+    deterministic: bool = Field(
+        False, description="GPUs: only algorithms that repeat bit for bit, which are slower; CPUs always do"
+    )
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all workers")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator, lower at first; 0 for none")
     clip_gradients: Positive | None = Field(None, description="largest norm of each network's gradient")

@@ -27,6 +27,7 @@ from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
 from ray_sr.serving.tile_batching import Abandoned, Batches
 from ray_sr.store import BUILT_IN, Model, Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
+from ray_sr.upscaling.accelerator import limit_memory, set_float32_products
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class GeneratorReplica:
         self._options = options
         self._ref = model or options.model
         self._store = Store(options.store) if options.store else Store()
+        if options.gpus and torch.cuda.is_available():
+            limit_memory(options.gpus, torch.device("cuda"))
         self._held = self._load(load_model(self._ref, self._store))
         device = self._held.engine.device
         sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
@@ -65,7 +68,7 @@ class GeneratorReplica:
         self._device_fault: Exception | None = None
         self._memory = _memory_gauge(device)
         if device.type == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # the engine's own guard is for one thread
+            set_float32_products("ieee")  # the engine's own guard is for one thread
         if self._follows:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()
 
@@ -177,8 +180,9 @@ class GeneratorReplica:
         while not self._ended.wait(self._options.follow_s):
             try:
                 self._take_over()
-            except RaySRError as error:
-                logger.warning("%s stays in service: %s", self._held.info.tag, error)
+            except Exception as error:  # of whatever kind: a thread that ended would leave the old model for ever
+                torch.cuda.empty_cache()
+                logger.warning("%s stays in service, to be tried again: %s", self._held.info.tag, _told(error))
 
     def _take_over(self) -> None:
         """Loads what the reference means now, beside the present model, and then lets it take its place."""
@@ -187,6 +191,12 @@ class GeneratorReplica:
         loaded = self._load(self._store.load(self._ref))
         former, self._held = self._held, loaded
         logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
+
+
+def _told(error: Exception) -> str:
+    """An error of ours as it is, any other one in one line with its kind."""
+    line = next(iter(str(error).splitlines()), "")
+    return str(error) if isinstance(error, RaySRError) else f"{type(error).__name__}: {line}"
 
 
 def _memory_gauge(device: torch.device) -> Callable[[], None]:

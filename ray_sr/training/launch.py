@@ -98,6 +98,7 @@ def train(
             "recipe": recipe.dump(),
             "resume": unknown,
             "shards": place,
+            "gpu": scaling.use_gpu,
             "shared": [file for file in shared if "://" not in file],
             "monitor": monitor,
             "init": ray.put(start.weights) if start else None,
@@ -156,6 +157,11 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     fewest = training.min_workers or training.workers
     wanted = fewest * training.gpus_per_worker
     use_gpu = training.device == "gpu" or (training.device == "auto" and gpus >= wanted)
+    if training.device == "auto" and 0 < gpus < wanted:
+        raise ResourceError(
+            f"training.workers {fewest} with {training.gpus_per_worker:g} GPUs each need {wanted:g}, the cluster "
+            f"has {gpus:g}: lower training.workers, or train on CPUs with training.device=cpu"
+        )
     if use_gpu and gpus < wanted:
         each = "a GPU" if training.gpus_per_worker == 1 else f"{training.gpus_per_worker:g} GPUs"
         raise ResourceError(f"training.workers {fewest} need {each} each, the cluster has {gpus:g}")

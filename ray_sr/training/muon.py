@@ -45,9 +45,10 @@ class Muon:
             ahead = gradients.lerp(moved, self.momentum)  # Nesterov's
             rows, columns = ahead.shape[1:]
             updates = orthogonal(ahead) * (-lr * max(1.0, rows / columns) ** 0.5)
-            for parameter, update in zip(group, updates, strict=True):
-                change = update.view_as(parameter) - lr * self.weight_decay * parameter
-                parameter.add_(torch.where(skip > 0, torch.zeros_like(change), change))
+            if self.weight_decay:
+                updates = updates - lr * self.weight_decay * _stacked(group)
+            changes = torch.where(skip > 0, torch.zeros_like(updates), updates)
+            torch._foreach_add_(group, [change.view_as(p) for change, p in zip(changes, group, strict=True)])
             torch.where(skip > 0, momenta, moved, out=momenta)
 
     def state_dict(self) -> dict[str, Any]:

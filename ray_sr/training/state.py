@@ -20,7 +20,7 @@ from ray_sr.models.weights import encode_weights, load_strict
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
-from ray_sr.training.optimizer import GuardedOptimizer, ema_decay, update_ema
+from ray_sr.training.optimizer import EmaUpdate, GuardedOptimizer, ema_decay
 
 StageName = Literal["pretrain", "gan"]
 STATE_FILE = "state.pt"
@@ -58,6 +58,7 @@ class TrainState:
             critic = build_discriminator(recipe.discriminator, recipe.data.crop, recipe.value_range)
             self.discriminator = compute.place(critic)
         self.ema = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self._ema_update = EmaUpdate(self.ema, self.generator)
         self.pretrained: dict[str, torch.Tensor] | None = None
         self.generator_optimizer: GuardedOptimizer | None = None
         self.discriminator_optimizer: GuardedOptimizer | None = None
@@ -90,9 +91,9 @@ class TrainState:
         """Count a finished step and average the weights. True where the next step begins another stage."""
         if self.generator_optimizer and self.generator_optimizer.averages:
             with self.generator_optimizer.averaged():
-                update_ema(self.ema, self.generator, 0.0)
+                self._ema_update.run(0.0)
         else:
-            update_ema(self.ema, self.generator, ema_decay(self.recipe.training.ema, self.step))
+            self._ema_update.run(ema_decay(self.recipe.training.ema, self.step))
         before = self.stage
         self.step += 1
         if self.done or self.stage == before:
@@ -130,7 +131,7 @@ class TrainState:
         """Take over a checkpoint. Raises ModelError where it belongs to other networks or is damaged."""
         path = folder / STATE_FILE
         try:
-            saved = torch.load(path, map_location=self.compute.device, weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise ModelError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
         self.step = saved["step"]

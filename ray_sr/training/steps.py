@@ -62,7 +62,7 @@ class PretrainStep:
                 with self.compute.autocast():
                     sr = self.generator(micro.lr)
                     terms = content_terms(self.losses, sr, micro.hr, micro.lr)
-                total = weighted_sum(self.losses, terms)
+                total = weighted_sum(self.losses, terms, sr.device)
                 (micro.share * total).backward()
             means.add({"g_total": total, **_named(self.losses, terms)})
         self.optimizer.step(number)
@@ -155,7 +155,7 @@ class GanStep:
         weighted = self.spec.weight * adversarial
         # The discriminator's graph is kept for its own update, the generator's is not.
         (pull,) = torch.autograd.grad(weighted, output.photos, retain_graph=True)
-        content = weighted_sum(self.losses, terms)
+        content = weighted_sum(self.losses, terms, sr.device)
         (micro.share * (content + (sr * pull).sum())).backward()
         losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
         return output, losses
@@ -241,10 +241,11 @@ def content_terms(losses: Sequence[ContentLoss], sr: Tensor, hr: Tensor, lr: Ten
     return [loss(sr, hr, lr) for loss in losses]
 
 
-def weighted_sum(losses: Sequence[ContentLoss], terms: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros(())
+def weighted_sum(losses: Sequence[ContentLoss], terms: Sequence[Tensor], device: torch.device) -> Tensor:
+    """The terms with their weights, 0 without any; made on `device`, for which nothing waits there."""
+    total = torch.zeros((), device=device)
     for loss, term in zip(losses, terms, strict=True):
-        total = total.to(term.device) + loss.weight * term
+        total = total + loss.weight * term
     return total
 
 

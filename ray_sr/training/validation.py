@@ -29,7 +29,7 @@ class Validator:
         self.recipe, self.compute, self.world = recipe, compute, world
         photos = validation_photos(shards, recipe.validation.photos)
         self.photos_in_all = len(photos)
-        self.pairs = [self._pair(photo, number) for number, photo in enumerate(photos)][rank::world]
+        self.pairs = [self._pair(photos[number], number) for number in range(rank, len(photos), world)]
         self.bicubic = [self._measure(self._bicubic(lr), hr) for lr, hr in self.pairs]
 
     def run(self, average: Generator) -> tuple[dict[str, float], bytes]:
@@ -37,7 +37,7 @@ class Validator:
         if self.world > 1:
             for buffer in average.buffers():
                 distributed.broadcast(buffer, src=0)
-        engine = Engine(average, average.capability, device=self.compute.device)
+        engine = Engine(average, average.capability, device=self.compute.device, precision="float32")
         outputs = [self._upscale(engine, lr) for lr, _ in self.pairs]
         measured = [self._measure(sr, hr) for sr, (_, hr) in zip(outputs, self.pairs, strict=True)]
         means = self._mean([[*ours, *theirs] for ours, theirs in zip(measured, self.bicubic, strict=True)])

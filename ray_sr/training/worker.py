@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,19 +20,22 @@ from torch import Tensor, distributed, nn
 from ray_sr.cluster import capacity, missing_here, not_shared
 from ray_sr.data.batches import Batch, local_batches, ray_data_batches, spare_threads
 from ray_sr.data.stream import BatchStream
-from ray_sr.errors import RaySRError, ResourceError
+from ray_sr.errors import RaySRError, RecipeError, ResourceError
 from ray_sr.losses import build_content_losses
 from ray_sr.models.weights import encode_weights
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import open_filesystem
+from ray_sr.storage import first_line, open_filesystem
 from ray_sr.training import checkpoints
 from ray_sr.training.compute import Compute
+from ray_sr.training.memory import does_not_fit, size_that_fits, smaller_sizes
 from ray_sr.training.preemption import PreemptionWatcher
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
 from ray_sr.training.teachers import place_teachers
 from ray_sr.training.validation import Validator
+from ray_sr.upscaling.accelerator import require_visible
+from ray_sr.upscaling.tile_memory import DEVICE
 
 MOST_BAD_STEPS = 10
 
@@ -63,7 +67,7 @@ class Meter:
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process has held so far: on the GPU where it trains on one, else in RAM."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return DEVICE.peak(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -105,6 +109,8 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.rows = self.recipe.rows_per_step
         torch.set_num_threads(self.recipe.training.threads or max(1, int(self.recipe.training.cpus_per_worker)))
+        if config["gpu"]:
+            require_visible(socket.gethostname())
         device = ray.train.torch.get_device()
         self.compute = Compute.of(self.recipe.training, device)
         self.state = TrainState(self.recipe, self.compute)
@@ -155,6 +161,7 @@ class Worker:
     def _build_step(self) -> PretrainStep | GanStep:
         recipe, state = self.recipe, self.state
         at = self.compute.device, self.compute.memory_format, self.compute.autocast_dtype
+        self.compute.with_exact_end(state.generator)
         generator = self._distributed(state.generator)
         if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
             losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at, self.teachers)
@@ -176,12 +183,12 @@ class Worker:
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self.recipe.training.sync_batchnorm and self.world > 1:
             synchronise_batchnorm(module)
+        if self.world > 1:
+            devices = [self.compute.device] if self.compute.device.type == "cuda" else None
+            module = nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
         if self.recipe.training.compile:
-            module.compile(dynamic=False)
-        if self.world == 1:
-            return module
-        devices = [self.compute.device] if self.compute.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+            module.compile(dynamic=False)  # around DDP, or its exchange would wait for the whole backward pass
+        return module
 
     def _leave_room(self) -> None:
         """Workers that move together after a node is lost may take the CPUs that make crops, and wait for ever."""
@@ -227,9 +234,34 @@ class Worker:
 
     def _train_step(self, parts: list[MicroBatch]) -> bool:
         self.number = self.state.step_of_stage
-        losses = self.step.run(parts, self.number)
+        losses = self._attempt(parts)
+        if losses is None:
+            raise self._does_not_fit(parts)
         self.meter.add(losses, self.wait)
         return self.state.advance()
+
+    def _attempt(self, parts: list[MicroBatch]) -> dict[str, Tensor] | None:
+        """The step's losses; None where memory did not suffice, when all that it took is free again."""
+        try:
+            return self.step.run(parts, self.number)
+        except torch.OutOfMemoryError:
+            return None
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            raise RecipeError(f"training.deterministic: {first_line(error)}: set it to false") from None
+
+    def _does_not_fit(self, parts: list[MicroBatch]) -> ResourceError:
+        """The run ends here, so trials may move the weights; other workers would wait for these for ever."""
+        crops, accumulate = len(parts[0].lr), self.recipe.training.accumulate
+        multiple = self.recipe.data.crops_per_image
+        smaller = smaller_sizes(crops, multiple)
+        remedy = "use smaller networks, a smaller data.crop or data.crops_per_image, or a larger GPU"
+        if self.world > 1 and smaller:
+            remedy = f"set training.accumulate={accumulate * crops // smaller[0]} or more, the batch stays whole"
+        elif size := size_that_fits(parts, multiple, lambda fewer: self._attempt(fewer) is not None):
+            remedy = f"{size} do: set training.accumulate={accumulate * crops // size}, the batch stays whole"
+        return does_not_fit(self.state.step, crops, remedy, self.compute.device)
 
     def _log(self, ending: bool) -> bool:
         """Send a log line when one is due. True where the run is to stop."""

@@ -67,8 +67,9 @@ def check_budget(space: Space, recipe: Recipe) -> None:
         return
     cheapest = _cheapest(space, recipe)
     training = cheapest.training
-    probe = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=min(1, gpus_of_trial(cheapest)))(_step_seconds)
-    needed = ray.get(probe.remote(cheapest.dump())) * cheapest.total_steps
+    gpu = min(1, gpus_of_trial(cheapest))
+    probe = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=gpu)(_step_seconds)
+    needed = ray.get(probe.remote(cheapest.dump(), "cuda" if gpu else "cpu")) * cheapest.total_steps
     if needed > seconds:
         raise RecipeError(
             f"a budget of {seconds:.0f} s is not enough for one trial: {cheapest.total_steps} steps of the "
@@ -90,12 +91,15 @@ def _pixels(recipe: Recipe) -> int:
     return recipe.data.batch * recipe.data.crop**2
 
 
-def _step_seconds(data: dict) -> float:
-    """Seconds of a forward and a backward pass of the generator of one worker, over all its parts of a batch."""
+def _step_seconds(data: dict, where: str) -> float:
+    """Seconds of a forward and a backward pass of the generator of one worker, over all its parts of a batch.
+
+    On "cuda" or "cpu" as the trial would run: a process that was given no GPU may see one all the same.
+    """
     recipe = Recipe.model_validate(data)
     training = recipe.training
     torch.set_num_threads(training.threads or max(1, math.floor(training.cpus_per_worker)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(where)
     generator = build_generator(recipe.network).to(device)
     side = recipe.data.crop // recipe.scale
     lr = torch.rand(max(1, recipe.data.batch // recipe.rows_per_step), 3, side, side, device=device)

@@ -13,7 +13,6 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -23,6 +22,7 @@ from torch import nn
 
 from ray_sr.errors import ModelError, RecipeError, ResourceError
 from ray_sr.models import Capability, Generator, folded
+from ray_sr.upscaling.accelerator import exact_float32, free_memory, require_usable
 from ray_sr.upscaling.precision import (
     WORST_DEVIATION,
     Trial,
@@ -31,7 +31,7 @@ from ray_sr.upscaling.precision import (
     to_bfloat16,
     try_out,
 )
-from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
+from ray_sr.upscaling.tile_memory import DEVICE, measured_bytes_per_pixel
 from ray_sr.upscaling.tile_results import TileResults
 from ray_sr.upscaling.tiles import Span, TilePlan, plan_tiles
 
@@ -209,7 +209,7 @@ class Engine:
     def _default_tile(self, values_per_pixel: float) -> int:
         whole = self.capability.whole_image_norm
         estimate = max(4.0, 4 * values_per_pixel * _LIVE_TENSORS)
-        measured = measured_bytes_per_pixel(self._fast, self.capability, self.device, self.precision)
+        measured = measured_bytes_per_pixel(self._fast, self.capability, self.device, self.precision, estimate)
         pixels = _memory_for_tiles(self.device, whole) / (measured or estimate)
         side = math.isqrt(int(pixels))
         largest = LARGEST_CPU_TILE if self.device.type == "cpu" else LARGEST_TILE
@@ -277,7 +277,7 @@ class Engine:
     def _cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
         """The results of tiles side by side, without their margins; None where memory did not suffice."""
         try:
-            with torch.inference_mode(), _without_tf32(self.device):
+            with DEVICE.among_others(), torch.inference_mode(), exact_float32(self.device):
                 tiles = np.stack([_cut(job.picture, rows, span) for span in columns])
                 results = self._finite(self._to_device(tiles), job.exact)
                 if job.picture.shape[2] == 1:
@@ -353,13 +353,14 @@ def _to_host(result: torch.Tensor, dtype: np.dtype) -> np.ndarray:
 
 def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ResourceError(f"device {name} cannot be used ({reason}): choose auto, cpu or cuda") from None
+    require_usable(device)
     return device
 
 
@@ -383,17 +384,10 @@ def _fast_twin(exact: nn.Module, trial: Trial, precision: str, capability: Capab
 def _memory_for_tiles(device: torch.device, whole: bool) -> int:
     """Bytes that one run of the network may take."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        return free_memory(device) // 2
     if whole:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     return _CPU_TILE_BYTES
-
-
-def _without_tf32(device: torch.device) -> AbstractContextManager[None]:
-    """TF32 has 10 bits of mantissa: too few for 16-bit pictures and for the ends of a network."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False, fp32_precision=None)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ray_sr.bench.plain import PlainGanLoop, PlainPretrainLoop
 from ray_sr.bench.step import OurLoop, bench_recipe, plain_loop, synthetic_photos, synthetic_vgg19
 from ray_sr.cli import cli
-from ray_sr.training.optimizer import ema_decay, update_ema
+from ray_sr.training.optimizer import EmaUpdate, ema_decay
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_pretraining_is_the_plain_loops(vgg: Path) -> None:
         assert float(mine["g_l1"]) == pytest.approx(theirs["g_l1"], rel=1e-4)
         if number == 0:
             assert_same_gradients(ours.state.generator, plain.generator)
-        update_ema(average, ours.state.generator, ema_decay(0.999, number))
+        EmaUpdate(average, ours.state.generator).run(ema_decay(0.999, number))
     # Adam turns the last bit of a gradient near zero into a step of up to the learning rate.
     assert_same_weights(ours.state.generator, plain.generator, atol=3 * 2 * 2e-4)
     assert_same_weights(ours.state.ema, average, atol=0)

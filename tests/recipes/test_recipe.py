@@ -94,6 +94,7 @@ def test_overrides_reach_into_lists_and_new_sections() -> None:
         (["training.min_workers=2"], "min_workers 2 is more than training.workers 1"),
         (["training.min_workers=1", "training.sync_batchnorm=true"], "unequal parts of a batch"),
         (["training.accumulate=2", "training.sync_batchnorm=true"], "a part of the batch at a time"),
+        (["training.compile=true", "gan.adversarial.gradient_penalty=10"], "no second derivatives"),
         (["training.workers=2", "training.gpus_per_worker=0.5"], "NCCL needs a whole GPU"),
         (["data.crops_per_image=3"], "crops_per_image 3 does not divide"),
         (["degradation=[{kind: jpeg}]"], "needs one downscale or second_order step"),

@@ -13,7 +13,7 @@ from torch import nn
 
 from ray_sr.errors import ResourceError
 from ray_sr.recipes.training import OptimizerSpec, ScheduleSpec
-from ray_sr.training.optimizer import GuardedOptimizer, ema_decay, rate_factor, update_ema
+from ray_sr.training.optimizer import EmaUpdate, GuardedOptimizer, ema_decay, rate_factor
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_average_follows_parameters_and_batchnorm_statistics() -> None:
     with torch.no_grad():
         model[0].weight.add_(1)
     before = copy.deepcopy(average.state_dict())
-    update_ema(average, model, 0.9)
+    EmaUpdate(average, model).run(0.9)
     for name, value in average.state_dict().items():
         expected = model.state_dict()[name]
         if expected.is_floating_point():
@@ -113,7 +113,7 @@ def test_average_equals_the_model_after_convergence() -> None:
     average = copy.deepcopy(model)
     model(torch.randn(8, 3, 9, 9) * 5 + 3)
     for _ in range(200):
-        update_ema(average, model, 0.9)
+        EmaUpdate(average, model).run(0.9)
     for name, value in average.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-5)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,17 @@ import torch
 
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import CompactSpec, NetworkSpec
-from ray_sr.upscaling import Engine
-from ray_sr.upscaling.tile_memory import cache_file, cached, growth, measured_bytes_per_pixel
+from ray_sr.upscaling import Engine, accelerator, tile_memory
+from ray_sr.upscaling.accelerator import set_float32_products
+from ray_sr.upscaling.tile_memory import (
+    DEVICE,
+    SharedDevice,
+    cache_file,
+    cached,
+    growth,
+    measured_bytes_per_pixel,
+)
+from tests.fake_cuda import describe_card, kept_settings
 
 
 def _never() -> float:
@@ -95,14 +106,74 @@ def test_results_depend_on_no_cache_and_no_tile(tmp_path: Path, monkeypatch: pyt
     assert all(np.abs(result - results[0][1]).max() <= 1 for _, result in results)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_is_measured_and_the_figure_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("slope", "kept"), [(1000, True), (300, False), (9001, False)])
+def test_only_plausible_figures_are_kept(
+    slope: int, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe_card(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    network = build_generator(NetworkSpec(scale=2, generator=CompactSpec(convs=2, channels=32))).eval().cuda()
-    device = torch.device("cuda")
-    first = measured_bytes_per_pixel(network, network.capability, device, "float32")
-    assert first is not None
-    assert 4 * 3 * 4 <= first <= 4 * 32 * 10
-    monkeypatch.setattr("ray_sr.upscaling.tile_memory._peak", lambda *_: pytest.fail("it was measured again"))
-    assert measured_bytes_per_pixel(network, network.capability, device, "float32") == first
-    assert os.listdir(tmp_path / "ray-sr") == ["tile-memory.json"]
+    monkeypatch.setattr(tile_memory, "_peak", lambda network, capability, device, side: slope * side**2)
+    network = build_generator(NetworkSpec(scale=2, generator=CompactSpec(convs=2, channels=8)))
+    measure = partial(
+        measured_bytes_per_pixel, network, network.capability, torch.device("cuda"), "float32", 1500.0
+    )
+    assert measure() == (slope if kept else None)
+    assert cache_file().exists() is kept
+    if kept:  # a figure of another driver is not taken
+        monkeypatch.setattr(accelerator, "driver_version", lambda: "999.1")
+        monkeypatch.setattr(tile_memory, "_peak", lambda network, capability, device, side: 2 * slope * side**2)
+        assert measure() == 2 * slope
+
+
+def test_a_measurement_is_alone_and_without_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe_card(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen: list[str] = []
+    inside, free = threading.Event(), threading.Event()
+
+    def peak(network: object, capability: object, device: object, side: int) -> int:
+        seen.extend(["measured", torch.backends.cudnn.conv.fp32_precision])  # type: ignore[attr-defined]
+        return 1000 * side**2
+
+    def run() -> None:
+        with DEVICE.among_others():
+            inside.set()
+            assert free.wait(60)
+            seen.append("run")
+
+    monkeypatch.setattr(tile_memory, "_peak", peak)
+    monkeypatch.setattr(tile_memory, "PATIENCE_SECONDS", 60.0)
+    network = build_generator(NetworkSpec(scale=2, generator=CompactSpec(convs=2, channels=8)))
+    with kept_settings(), ThreadPoolExecutor(2) as pool:
+        set_float32_products("tf32")
+        running = pool.submit(run)
+        assert inside.wait(60)
+        measured = pool.submit(
+            measured_bytes_per_pixel, network, network.capability, torch.device("cuda"), "float32", 1000.0
+        )
+        assert not seen
+        free.set()
+        running.result(60)
+        assert measured.result(60) == 1000
+    assert seen == ["run", "measured", "ieee", "measured", "ieee"]
+
+
+def test_what_cannot_be_measured_alone_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe_card(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tile_memory, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(tile_memory, "_peak", lambda *_: pytest.fail("others were running"))
+    network = build_generator(NetworkSpec(scale=2, generator=CompactSpec(convs=2, channels=8)))
+    with DEVICE.among_others():
+        figure = measured_bytes_per_pixel(network, network.capability, torch.device("cuda"), "float32", 1000.0)
+    assert figure is None
+    assert not cache_file().exists()
+
+
+def test_the_peak_of_a_training_outlives_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter([7000, 100, 300])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: next(peaks))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    shared = SharedDevice()
+    shared.reset_peak(torch.device("cuda"))
+    assert [shared.peak(torch.device("cuda")) for _ in range(2)] == [7000, 7000]

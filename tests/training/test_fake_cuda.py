@@ -1,0 +1,144 @@
+"""Steps of every recipe on a GPU that is not there: what would fail, and what would make the CPU wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ray_sr import losses
+from ray_sr.images import sharpening
+from ray_sr.losses import build_content_losses
+from ray_sr.perceptual.vgg import load_feature_network
+from ray_sr.recipes.reader import load_recipe, parse_recipe, recipe_names
+from ray_sr.recipes.recipe import Recipe
+from ray_sr.training.compute import Compute
+from ray_sr.training.state import TrainState
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from tests.fake_cuda import Waits, describe_card, fake_tensors, kept_settings
+
+CUDA = torch.device("cuda", 0)
+
+HARDEST = """
+name: hardest
+scale: 2
+data: {crop: 32, batch: 4, crops_per_image: 2}
+generator: {kind: srresnet, blocks: 1, channels: 8}
+discriminator: {kind: srgan, channels: 4, hidden: 8}
+pretrain:
+  steps: 3
+  losses: [{kind: l1}, {kind: chroma}, {kind: mean_colour}, {kind: histogram}, {kind: tv}]
+  optimizer: {kind: muon}
+gan:
+  steps: 3
+  losses: [{kind: perceptual, network: random, layers: {conv2_2: 1}, target: sharpened}]
+  adversarial: {kind: bce, label_noise: 0.1, label_smoothing: 0.1, pause_above: 0.9}
+training: {clip_gradients: 1, accumulate: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU by its description; VGG's weights are as made up as all other values."""
+
+    def made_up(network: str, layers: object, **options: object) -> object:
+        return load_feature_network("random", layers, **{**options, "weights": None})  # type: ignore[arg-type]
+
+    describe_card(monkeypatch)
+    monkeypatch.setattr(losses, "load_feature_network", made_up)
+    with kept_settings():
+        yield
+    sharpening._blur_matrix.cache_clear()
+
+
+def step_of(recipe: Recipe, state: TrainState) -> PretrainStep | GanStep:
+    at = state.compute.device, state.compute.memory_format, state.compute.autocast_dtype
+    assert state.generator_optimizer
+    if state.stage == "pretrain":
+        assert recipe.pretrain
+        terms = build_content_losses(recipe.pretrain.losses, recipe.features, *at)
+        return PretrainStep(state.generator, state.generator_optimizer, terms, state.compute)
+    assert recipe.gan
+    assert state.discriminator
+    assert state.discriminator_optimizer
+    return GanStep(
+        state.generator,
+        state.discriminator,
+        state.generator_optimizer,
+        state.discriminator_optimizer,
+        build_content_losses(recipe.gan.losses, recipe.features, *at),
+        recipe.gan.adversarial,
+        state.compute,
+    )
+
+
+def parts_of(recipe: Recipe, compute: Compute) -> list[MicroBatch]:
+    """A batch of two crops for each part, as the stream hands it over: uint8, page-locked."""
+    crop = recipe.data.crop
+    found = []
+    for number in range(recipe.training.accumulate):
+        hr = torch.zeros(2, crop, crop, 3, dtype=torch.uint8)
+        lr = torch.zeros(2, crop // recipe.scale, crop // recipe.scale, 3, dtype=torch.uint8)
+        found.append(MicroBatch(compute.to_input(lr), compute.to_input(hr), number, 0.5))
+    return found
+
+
+def steps_through(recipe: Recipe) -> dict[str, list[str]]:
+    """Three steps of each stage with all that belongs to them; what the CPU would have waited for in the second."""
+    waited: dict[str, list[str]] = {}
+    with fake_tensors():
+        state = TrainState(recipe, Compute.of(recipe.training, CUDA))
+        state.compute.with_exact_end(state.generator)
+        while not state.done:
+            step, stage = step_of(recipe, state), state.stage
+            for number in range(3):
+                parts = parts_of(recipe, state.compute)
+                with Waits() as waits:
+                    found = step.run(parts, number)
+                    state.advance()
+                if number == 1:  # the first one fills caches, the last one ends the stage
+                    waited[stage] = waits.found
+                assert {value.device for value in found.values()} == {CUDA}
+                assert {weight.device for weight in state.ema.parameters()} <= {CUDA}
+        assert state.snapshot().step == recipe.total_steps
+    return waited
+
+
+def shortened(name: str) -> Recipe:
+    recipe = load_recipe(name)
+    changes = [f"{stage}.steps=3" for stage in ("pretrain", "gan") if getattr(recipe, stage)]
+    changes += [f"{stage}.schedule={{kind: constant}}" for stage in ("pretrain", "gan") if getattr(recipe, stage)]
+    return load_recipe(name, changes)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_steps_on_a_gpu_without_making_the_cpu_wait(name: str) -> None:
+    assert set(map(tuple, steps_through(shortened(name)).values())) == {()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["gan.adversarial={kind: wasserstein, gradient_penalty: 10}"],
+        ["gan.adversarial={kind: wasserstein, weight_clip: 0.01, critic_updates: 2}"],
+        ["gan.adversarial={kind: relativistic}", "training.accumulate=1"],
+        ["training.precision=fp32", "training.tf32=false", "training.deterministic=true"],
+    ],
+)
+def test_no_loss_or_optimizer_makes_the_cpu_wait(changes: list[str]) -> None:
+    assert steps_through(parse_recipe(HARDEST, changes)) == {"pretrain": [], "gan": []}
+
+
+def test_waits_are_found() -> None:
+    """What the test above rests on."""
+    with fake_tensors():
+        values = torch.zeros(3, device=CUDA)
+        for slow in (lambda: torch.zeros(3).to(CUDA), lambda: values.new_tensor([1.0]), lambda: values.cpu()):
+            with Waits() as waits:
+                slow()
+            assert waits.found
+        with Waits() as waits:
+            torch.zeros(3).to(CUDA, non_blocking=True).add_(values)
+        assert not waits.found
