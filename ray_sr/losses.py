@@ -178,8 +178,8 @@ def chroma_distance(sr: Tensor, hr: Tensor) -> Tensor:
     Blind to brightness: beside an adversarial loss it keeps invented texture from having a colour of its own.
     """
     channels = (sr - hr).unbind(1)
-    chroma = [sum(weight * channel for weight, channel in zip(row, channels, strict=True)) for row in _CHROMA]
-    return torch.stack(chroma).abs().mean()
+    weighted = [torch.stack([w * channel for w, channel in zip(row, channels, strict=True)]) for row in _CHROMA]
+    return torch.stack(weighted).sum(1).abs().mean()
 
 
 def histogram_distance(sr: Tensor, hr: Tensor, bins: int) -> Tensor:

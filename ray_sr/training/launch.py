@@ -91,7 +91,7 @@ def train(
         shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
         require_shared(*shared)
         monitor = start_monitor()
-        stream = open_stream(recipe, place, gpu=scaling.use_gpu)
+        stream = open_stream(recipe, place, gpu=bool(scaling.use_gpu))
         sweep(run.folder)
         unknown = run.forget_broken_note() if resume else None
         config = {

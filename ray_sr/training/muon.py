@@ -48,7 +48,8 @@ class Muon:
             if self.weight_decay:
                 updates = updates - lr * self.weight_decay * _stacked(group)
             changes = torch.where(skip > 0, torch.zeros_like(updates), updates)
-            torch._foreach_add_(group, [change.view_as(p) for change, p in zip(changes, group, strict=True)])
+            moves = [change.view_as(p) for change, p in zip(changes, group, strict=True)]
+            torch._foreach_add_(list[Tensor](group), moves)
             torch.where(skip > 0, momenta, moved, out=momenta)
 
     def state_dict(self) -> dict[str, Any]:
