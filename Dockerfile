@@ -14,6 +14,8 @@ RUN apt-get update \
 
 RUN useradd --create-home --uid 1000 --shell /bin/bash ray
 WORKDIR /home/ray/ray-sr
+# NVIDIA's container toolkit gives a container the GPUs and the parts of the driver that it asks for here.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ENV PATH=/opt/ray-sr/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 COPY requirements.lock ./

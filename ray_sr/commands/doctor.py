@@ -25,9 +25,10 @@ def doctor(as_json: bool) -> None:
     from ray_sr import __version__
     from ray_sr.perceptual.vgg import cached_weights
     from ray_sr.store import Store
+    from ray_sr.upscaling.accelerator import describe_gpu, describe_runtime
     from ray_sr.upscaling.precision import has_fast_bfloat16
 
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cuda = [describe_gpu(i) for i in range(torch.cuda.device_count())]
     device = torch.device("cuda" if cuda else "cpu")
     facts: dict[str, Any] = {
         "ray-sr": __version__,
@@ -36,6 +37,7 @@ def doctor(as_json: bool) -> None:
         "cpus": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": cuda,
+        "gpu_runtime": describe_runtime(),
         "fast_bf16": has_fast_bfloat16(device),
         "ray_address": os.environ.get("RAY_ADDRESS", "none: Ray is started for each command"),
         "model_store": Store().root,

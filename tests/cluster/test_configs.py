@@ -19,6 +19,7 @@ from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeDeploySch
 
 from ray_sr.cli import cli
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.upscaling.accelerator import LEAST_DRIVER
 from tests.shared_data import shared_folder
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,24 @@ def test_nodes_of_a_cloud_come_and_go_with_the_work(name: str) -> None:
     assert spot["priority"] > demand["priority"]
     assert "GPU" not in types["data"]["resources"]
     assert any("python -m ray_sr.cluster.preemption" in line for line in config["worker_start_ray_commands"])
+
+
+def test_machines_have_a_driver_for_torch() -> None:
+    """Ray's own default on AWS is an image of 2023; on Google's the driver is part of the name."""
+    aws = {name: node["node_config"] for name, node in read("cluster.yaml")["available_node_types"].items()}
+    assert all(re.fullmatch("ami-[0-9a-f]{17}", node["ImageId"]) for node in aws.values())
+    google = read("clusters/gcp.yaml")["available_node_types"]
+    images = {
+        disk["initializeParams"]["sourceImage"] for n in google.values() for disk in n["node_config"]["disks"]
+    }
+    assert all(int(image.rpartition("-nvidia-")[2]) >= LEAST_DRIVER for image in images)
+
+
+def test_the_image_asks_for_gpus() -> None:
+    """Without these NVIDIA's toolkit gives the containers of `ray up` none."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert "NVIDIA_VISIBLE_DEVICES=all" in dockerfile
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in dockerfile
 
 
 @pytest.mark.parametrize("name", CLUSTERS[:2])

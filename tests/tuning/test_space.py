@@ -215,7 +215,8 @@ def test_wrong_spaces_are_refused_in_one_line(text: str, part: str) -> None:
 
 
 def test_the_line_is_that_of_the_wrong_value_also_where_its_key_stands_elsewhere_too() -> None:
-    text = "fields:\n  a: {choice: [1]}\nscheduler: {kind: asha}\nobjective:\n  prefer: speed\n  metric: kind\nseed: a\n"
+    objective = "objective:\n  prefer: speed\n  metric: kind\n"
+    text = "fields:\n  a: {choice: [1]}\nscheduler: {kind: asha}\n" + objective + "seed: a\n"
     with pytest.raises(RecipeError) as caught:
         parse_space(text, source="space.yaml")
     assert [line.rpartition(" ")[2] for line in str(caught.value).splitlines()] == [
