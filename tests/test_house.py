@@ -20,7 +20,7 @@ FLOORS = [
     {"training", "evaluation", "video"},
     {"publishing"},
     {"tuning", "serving", "client", "bench"},
-    {"cluster", "demo"},
+    {"cluster", "demo", "api"},
     {"commands", "cli"},
 ]
 # Connecting to Ray needs nothing of ours and is used by whoever starts something.

@@ -74,7 +74,11 @@ def chosen_model(model: str | None, store: str | None, scale: float | None = Non
     from ray_sr.store.store import SHIPPED
 
     if model is not None:
-        return _generator_of_run(model) if _is_run(model) else model
+        if "/" not in model and not Path(model).is_dir():
+            return model  # a name, which needs nothing of what runs are read by
+        from ray_sr.training.runs import generator_of_run
+
+        return generator_of_run(model) or model
     place = Store(store)
     records = place.list()
     if "best" in place.channels():
@@ -87,24 +91,3 @@ def chosen_model(model: str | None, store: str | None, scale: float | None = Non
     if "best" not in shipped:
         raise ModelError(f"no model in {place.root}: `ray-sr models publish RUN`, or name one with -n (bicubic)")
     return "best"
-
-
-def _is_run(model: str) -> bool:
-    """Whether MODEL is the folder of a run. A bare name is one of the store."""
-    if "/" not in model and not Path(model).is_dir():
-        return False
-    from ray_sr.errors import InputError
-    from ray_sr.storage import access_error, exists, open_filesystem, resolve_location
-
-    folder = resolve_location(model)
-    filesystem, path = open_filesystem(folder)
-    try:
-        return exists(filesystem, f"{path}/metrics.jsonl")
-    except OSError as error:
-        raise InputError(access_error(folder, error)) from None
-
-
-def _generator_of_run(folder: str) -> str:
-    from ray_sr.training.runs import Run
-
-    return str(Run.existing(folder).generator())

@@ -19,7 +19,7 @@ from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import write_bytes
 from ray_sr.recipes.reader import load_recipe
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import exists, first_line, open_filesystem, read_file, resolve_location
+from ray_sr.storage import access_error, exists, first_line, open_filesystem, read_file, resolve_location
 from ray_sr.storage.lock import locked
 from ray_sr.training.mirror import CHECKPOINTS, Mirror
 from ray_sr.training.monitor import Record, read_journal
@@ -187,3 +187,19 @@ class Run:
         pretrained = stage == "pretrain" and exists(filesystem, f"{root}/{checkpoint.name}/{PRETRAINED_FILE}")
         name = f"{checkpoint.name}/{PRETRAINED_FILE if pretrained else GENERATOR_FILE}"
         return self.mirror.fetch(name) if self.mirror else self.folder / name
+
+
+def generator_of_run(model: str) -> str | None:
+    """The last generator of a run where MODEL is the folder of one; None where it is something else.
+
+    A bare name that is no folder here is one of the model store. Raises InputError where it cannot be looked at.
+    """
+    if "/" not in model and not Path(model).is_dir():
+        return None
+    folder = resolve_location(model)
+    filesystem, path = open_filesystem(folder)
+    try:
+        is_run = exists(filesystem, f"{path}/metrics.jsonl")
+    except OSError as error:
+        raise InputError(access_error(folder, error)) from None
+    return str(Run.existing(model).generator()) if is_run else None
