@@ -24,7 +24,7 @@ TIERS = {
     "cluster": {"tests/cluster/test_hosts.py", "tests/cluster/test_jobs.py"},
     "browser": {"browser"},  # a fixture
     "ray": {"ray_local"},
-    "slow": {"s3"},
+    "slow": {"s3", "finished", "tests/bench/test_step.py"},
 }
 
 
