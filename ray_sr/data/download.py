@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
 import shutil
 import stat
-import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.storage import first_line
+from ray_sr.storage.download import CHUNK, OnBytes, check_room, download
+from ray_sr.storage.local import written_aside
 
-CHUNK = 1 << 20
-ATTEMPTS = 5
-TIMEOUT_SECONDS = 60.0
 MOST_BYTES_PER_FILE = 4 << 30
 MOST_FILES = 1_000_000
-OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -96,84 +88,12 @@ def download_set(
 
 
 def fetch(archive: Archive, path: Path, progress: OnBytes = lambda done, total: None) -> None:
-    """Download to `path`, by way of `path`.part that a later call goes on with.
-
-    Broken connections are taken up again, `ATTEMPTS` times without any new byte. Raises InputError where the
-    server refuses or the bytes are not those expected.
-    """
-    if path.exists():
-        return
-    part = path.with_name(path.name + ".part")
-    failures = 0
-    while True:
-        before = _size(part)
-        try:
-            total = _fetch_some(archive.url, part, progress)
-        except urllib.error.HTTPError as error:
-            if error.code < 500 and error.code not in (408, 429):
-                raise InputError(f"{archive.url}: the server says {error.code} {error.reason}") from None
-            reason = f"{error.code} {error.reason}"
-        except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            reason = first_line(error)
-        else:
-            if _size(part) == total:
-                break
-            reason = f"the connection ended at {_size(part)} of {total} bytes"
-        failures = 0 if _size(part) > before else failures + 1
-        if failures >= ATTEMPTS:
-            raise InputError(f"{archive.url}: {reason}: run the command again, it goes on from here")
-        time.sleep(min(10.0, 0.1 * 2**failures))
-    _verify(archive, part)
-    part.replace(path)
+    """Download a ZIP file to `path`; a later call goes on with what is there. Raises what `download` raises."""
+    download(archive.url, path, sha256=archive.sha256, check=_wrong_with_zip, progress=progress)
 
 
-def _fetch_some(url: str, part: Path, progress: OnBytes) -> int:
-    """Append what one connection gives; returns the size of the whole file."""
-    have = _size(part)
-    headers = {"User-Agent": "ray-sr", **({"Range": f"bytes={have}-"} if have else {})}
-    try:
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing, or another file: what is there decides
-            return _whole_size(error.headers.get("Content-Range", ""), have, part)
-        raise
-    with answer:
-        if answer.status != 206:
-            have = 0
-        total = have + int(answer.headers.get("Content-Length", 0))
-        _check_room(part, total - have)
-        with part.open("ab" if have else "wb") as file:
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                have += len(chunk)
-                progress(have, max(total, have))
-    return max(total, have) if answer.headers.get("Content-Length") else have
-
-
-def _whole_size(content_range: str, have: int, part: Path) -> int:
-    total = content_range.rpartition("/")[2]
-    if total.isdigit() and int(total) == have:
-        return have
-    part.unlink()  # longer than the server's file: begin anew
-    return int(total) if total.isdigit() else -1
-
-
-def _check_room(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise ResourceError(f"{path.parent}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
-
-
-def _verify(archive: Archive, part: Path) -> None:
-    if archive.sha256:
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != archive.sha256:
-            part.unlink()
-            raise InputError(f"{archive.url}: SHA-256 is {found}, not {archive.sha256}: the file was removed")
-    if not zipfile.is_zipfile(part):
-        part.unlink()
-        raise InputError(f"{archive.url}: not a ZIP file: it was removed; the address may have moved")
+def _wrong_with_zip(path: Path) -> str | None:
+    return None if zipfile.is_zipfile(path) else "not a ZIP file: it was removed; the address may have moved"
 
 
 def _size(path: Path) -> int:
@@ -196,7 +116,7 @@ def unpack(archive: Path, folder: Path) -> int:
             if len(members) > MOST_FILES:
                 raise InputError(f"{archive}: {len(members)} files: not a photo set")
             folder.mkdir(parents=True, exist_ok=True)
-            _check_room(folder / "x", sum(member.file_size for member in members))
+            check_room(folder, sum(member.file_size for member in members))
             for member, target in zip(members, targets, strict=True):
                 if _size(target) != member.file_size or not target.exists():
                     _extract(opened, member, target)
@@ -223,10 +143,5 @@ def _target(member: zipfile.ZipInfo, archive: Path, folder: Path) -> Path:
 def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
     """Never more bytes than announced, whatever the compressed data holds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with opened.open(member) as source, aside.open("wb") as file:
-            shutil.copyfileobj(source, file, CHUNK)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with opened.open(member) as source, written_aside(target, flush=False) as aside, aside.open("wb") as file:
+        shutil.copyfileobj(source, file, CHUNK)

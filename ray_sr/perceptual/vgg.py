@@ -7,17 +7,12 @@ torchvision's names, `features.N.weight`. Weights come from torchvision's .pth f
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import pickle
 import re
-import urllib.request
-import uuid
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -26,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from ray_sr.errors import InputError, ModelError, RecipeError, WeightsAbsentError
+from ray_sr.progress import Progress
 from ray_sr.recipes.losses import FeaturesSpec, LossSpec, PerceptualLossSpec
+from ray_sr.storage.download import download
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +45,6 @@ _WIDTHS: dict[NetworkName, tuple[int, ...]] = {
 }
 _RANDOM_SEED = 19
 _DOWNLOAD_TIMEOUT_S = 4.0
-_CHUNK_BYTES = 1 << 20
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -229,10 +224,9 @@ def published_file(url: str, name: str | None = None) -> Path:
         return target
     log.info("downloading %s to %s", url, target)
     try:
-        download(url, target)
-    except (OSError, HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise WeightsAbsentError(f"{target} is absent and its download failed ({reason})") from error
+        _download(url, target)
+    except InputError as error:
+        raise WeightsAbsentError(f"{target} is absent and its download failed ({error})") from error
     return target
 
 
@@ -259,37 +253,17 @@ def _published_vgg(network: VGGName) -> Path:
         ) from error
 
 
-def download(url: str, target: Path, timeout: float = _DOWNLOAD_TIMEOUT_S) -> None:
-    """Fetch `url` to `target` with a progress bar; `timeout` seconds without an answer or data end it.
+def _download(url: str, target: Path) -> None:
+    """Fetch with a progress bar. torchvision's file names end in -SHA256PREFIX, which the content has to have."""
+    named = re.search(r"-([0-9a-f]{8,})\.", target.name)
+    with Progress(target.name, 1, "MiB") as progress:
 
-    torchvision's file names end in -SHA256PREFIX: content of another hash raises OSError. The file is
-    written aside and renamed, so several processes can do this at once.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        digest = _fetch(url, aside, timeout, title=target.name)
-        expected = re.search(r"-([0-9a-f]{8,})\.", target.name)
-        if expected and not digest.startswith(expected[1]):
-            raise OSError(f"the content received has SHA-256 {digest[:8]}…, not {expected[1]}…")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+        def hear(done: int, total: int) -> None:
+            progress.expect(max(1, total >> 20))
+            progress.update(done >> 20)
 
-
-def _fetch(url: str, path: Path, timeout: float, title: str) -> str:
-    digest = hashlib.sha256()
-    opener = urllib.request.build_opener()  # unlike urlopen's, it reads the proxy settings of this moment
-    with (
-        opener.open(url, timeout=timeout) as response,
-        path.open("wb") as file,
-        tqdm(total=response.length, unit="B", unit_scale=True, desc=title, disable=None) as bar,
-    ):
-        while chunk := response.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            file.write(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
+        sha256 = named[1] if named else None
+        download(url, target, sha256=sha256, attempts=1, timeout_s=_DOWNLOAD_TIMEOUT_S, progress=hear)
 
 
 def _read(path: Path) -> tuple[Mapping[str, Tensor], Preprocessing]:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.serving.options import Section
 from ray_sr.serving.problems import Problem
+from ray_sr.storage.local import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -79,14 +80,8 @@ def remove_key(path: str | os.PathLike[str], name: str) -> None:
 
 def _write(path: str | os.PathLike[str], keys: tuple[ApiKey, ...]) -> None:
     text = KeyFile(keys=keys).model_dump_json(indent=2) + "\n"
-    aside = f"{os.fspath(path)}.{secrets.token_hex(4)}.part"
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        atomic_write(path, text.encode(), mode=0o600)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror or error})") from None
 

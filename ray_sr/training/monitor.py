@@ -17,6 +17,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_sr.storage.local import atomic_write
+
 Record = dict[str, Any]
 
 
@@ -99,9 +101,7 @@ class Journal:
         if not self.path.exists():
             return
         kept = [record for record in read_journal(self.path) if record["step"] <= step]
-        aside = self.path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        aside.replace(self.path)
+        atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def read_journal(path: Path, keep: Callable[[Record], bool] = lambda record: True) -> list[Record]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 
 from ray_sr.tuning.results import Outcome, Results
 
@@ -50,14 +50,14 @@ def _importance(
     values = [outcome.values[name] for outcome in outcomes]
     ranks = rankdata(objectives)
     if results.space.fields[name].is_numeric:
-        return Importance(name, _correlation(rankdata(values), ranks), False)
+        return Importance(name, _correlation(values, objectives), False)
     return Importance(name, _correlation_ratio(values, ranks), True)
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    if not a.std() or not b.std():
+def _correlation(values: Sequence[float], objectives: Sequence[float]) -> float | None:
+    if min(values) == max(values) or min(objectives) == max(objectives):
         return None
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(spearmanr(values, objectives).statistic)
 
 
 def _correlation_ratio(groups: Sequence[Any], ranks: np.ndarray) -> float | None:

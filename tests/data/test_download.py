@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ray_sr.data.download import SETS, Archive, download_set, fetch, unpack
-from ray_sr.errors import InputError
+from ray_sr.errors import InputError, ResourceError
 from tests.photos import noise
 
 
@@ -134,6 +137,25 @@ def test_errors_of_the_server_are_named(breaking: Breaking, tmp_path: Path) -> N
     breaking.at_once = 0
     with pytest.raises(InputError, match=r"run the command again"):
         fetch(Archive(breaking.url), tmp_path / "set.zip")
+
+
+def test_two_processes_fetch_a_file_once(breaking: Breaking, tmp_path: Path) -> None:
+    breaking.at_once = len(DATA)
+    code = "import sys; from pathlib import Path; from ray_sr.storage.download import download\n"
+    code += "download(sys.argv[1], Path(sys.argv[2]))"
+    command = [sys.executable, "-c", code, breaking.url, str(tmp_path / "set.zip")]
+    both = [subprocess.Popen(command) for _ in range(2)]
+    assert [one.wait(120) for one in both] == [0, 0]
+    assert breaking.asked == [None]
+    assert (tmp_path / "set.zip").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["set.zip"]
+
+
+def test_a_full_disk_is_one_line(breaking: Breaking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(ResourceError, match=r"GB needed, 0\.0 GB free"):
+        fetch(Archive(breaking.url), tmp_path / "set.zip")
+    assert list(tmp_path.iterdir()) == []
 
 
 def linked() -> bytes:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
-from ray_sr.errors import InputError, ModelError, RecipeError
+from ray_sr.errors import InputError, ModelError, RecipeError, WeightsAbsentError
 from ray_sr.perceptual import vgg as features
 from ray_sr.perceptual.vgg import load_feature_network, resolve_feature_weights
 from ray_sr.recipes.losses import FeaturesSpec, LossSpec, PerceptualLossSpec, PixelLossSpec
@@ -329,29 +329,34 @@ def web_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tupl
         thread.join()
 
 
-def test_download_checks_the_hash_in_the_name(web_folder: tuple[Path, str], tmp_path: Path) -> None:
+def test_download_checks_the_hash_in_the_name(
+    web_folder: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, url = web_folder
     content = np.random.default_rng(0).bytes(3 << 20)
     name = f"vgg-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     (folder / name).write_bytes(content)
     (folder / "vgg-01234567.pth").write_bytes(content)
-    cache = tmp_path / "cache"
-    features.download(f"{url}/{name}", cache / name)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    cache = tmp_path / "checkpoints"
+    assert features.published_file(f"{url}/{name}") == cache / name
     assert (cache / name).read_bytes() == content
-    with pytest.raises(OSError, match="SHA-256"):
-        features.download(f"{url}/vgg-01234567.pth", cache / "vgg-01234567.pth")
+    with pytest.raises(WeightsAbsentError, match="SHA-256 is"):
+        features.published_file(f"{url}/vgg-01234567.pth")
     assert [path.name for path in cache.iterdir()] == [name]
 
 
 def test_download_gives_up_on_a_silent_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(features, "_DOWNLOAD_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/vgg.pth"
         started = time.monotonic()
-        with pytest.raises(OSError, match="timed out"):
-            features.download(url, tmp_path / "vgg.pth", timeout=0.3)
+        with pytest.raises(WeightsAbsentError, match="timed out"):
+            features.published_file(url)
     assert time.monotonic() - started < 5
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 # -------------------------------------------------------------------------------------------- distance

@@ -154,6 +154,7 @@ MEASURED = """
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_result(tmp_path: Path) -> None:
     """A result of 12,000 x 9,000, 324 MB, from a photo of 20 MB."""
     write_photo(tmp_path / "small.png", Photo(np.zeros((450, 450, 3), np.uint8)))
