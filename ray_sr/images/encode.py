@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,6 @@ from ray_sr.images.header import PhotoError
 from ray_sr.images.icc import as_rgb_profile, icc_fits
 from ray_sr.images.photo import FORMATS, WRITTEN_SUFFIXES, Metadata, Photo, to_8_bits
 from ray_sr.images.savers import Style, error_line, save
-from ray_sr.storage.local import atomic_write
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383, "avif": 16384}
 _RGB_ONLY = ("webp", "avif")  # gray is stored as equal red, green and blue
@@ -60,9 +61,23 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         if target.exists() and not target.is_file():
             raise ResourceError(f"{printable(path)}: exists and is not a file; give another name")
-        atomic_write(target, data)
+        _replace(target, data)
     except OSError as error:
         raise ResourceError(f"{printable(path)}: cannot be written ({error.strerror or error})") from None
+
+
+def _replace(target: Path, data: bytes) -> None:
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with open(aside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def check_result_size(format: str, width: int, height: int) -> None:

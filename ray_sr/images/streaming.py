@@ -6,7 +6,9 @@ any picture. So a file of bands has the very bytes that `ray_sr.images.write_pho
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import select
 import struct
 import zlib
@@ -22,9 +24,7 @@ from ray_sr.errors import ResourceError
 from ray_sr.images.carry import carry
 from ray_sr.images.encode import check_result_size, fit_to_format
 from ray_sr.images.photo import Metadata, Photo
-from ray_sr.images.png_header import SIGNATURE, png_chunk
 from ray_sr.images.savers import Style, error_line, save_file
-from ray_sr.storage.local import written_aside
 
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by channels
 _PIECE_BYTES = 4 << 20
@@ -60,13 +60,18 @@ def write_bands(
     parts = (part for colour, alpha in bands for part in _parts(photo, colour, alpha))
     fitted = (fit_to_format(part, format, background) for part in parts)
     target = Path(os.fsdecode(path))
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with written_aside(target) as aside:
-            _write(aside, style, _header(kept, size), map(_samples, fitted))
+        _write(aside, style, _header(kept, size), map(_samples, fitted))
+        _sync(aside)
+        os.replace(aside, target)
     except pyvips.Error as error:
         raise ResourceError(f"{target}: cannot be encoded as {format} ({error_line(error)})") from None
     except OSError as error:
         raise ResourceError(f"{target}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
 
 
 def _corner(photo: Photo) -> Photo:
@@ -131,11 +136,20 @@ def _header(photo: Photo, size: tuple[int, int]) -> bytes:
 
 def _png(header: bytes, bands: Iterator[np.ndarray]) -> Iterator[bytes]:
     """A PNG whose pixels are stored as they are."""
-    yield SIGNATURE + png_chunk(b"IHDR", header)
+    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
     stored = zlib.compressobj(0)
     for band in bands:
         lines = band.astype(band.dtype.newbyteorder(">"), copy=False).reshape(len(band), -1).view(np.uint8)
         unfiltered = np.pad(lines, ((0, 0), (1, 0)))
-        yield png_chunk(b"IDAT", stored.compress(unfiltered.data))
-    yield png_chunk(b"IDAT", stored.flush())
-    yield png_chunk(b"IEND", b"")
+        yield _chunk(b"IDAT", stored.compress(unfiltered.data))
+    yield _chunk(b"IDAT", stored.flush())
+    yield _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

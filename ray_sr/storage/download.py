@@ -154,8 +154,8 @@ def check_room(folder: Path, needed: int) -> None:
 def _verify(url: str, file: BinaryIO, sha256: str | None, check: Callable[[Path], str | None]) -> None:
     wrong = None
     if sha256:
-        file.seek(0)
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+        with open(file.name, "rb") as whole:
+            found = hashlib.file_digest(whole, "sha256").hexdigest()
         if not found.startswith(sha256):
             wrong = f"SHA-256 is {found}, not {sha256}{'…' if len(sha256) < 64 else ''}: the file was removed"
     if wrong := wrong or check(Path(file.name)):
