@@ -37,7 +37,7 @@ class Carried:
 
     def without(self, word: str, **nothing: None) -> Carried:
         """The same with something left out, which is said."""
-        return Carried(replace(self.extras, **nothing), (*self.lost, word))
+        return Carried(replace(self.extras, **nothing), (*self.lost, word))  # type: ignore[arg-type]
 
 
 def carry(photo: Photo, format: str, metadata: Metadata, size: tuple[int, int]) -> Carried:

@@ -164,7 +164,7 @@ def _jxl(image: pyvips.Image, style: Style) -> bytes:
     except ImportError:
         raise needs_extra("jxl") from None
     mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[image.bands]
-    encoder = Encoder(
+    encoder = Encoder(  # type: ignore[call-arg]
         mode=mode,
         lossless=style.lossless,
         quality=100.0 if style.lossless else float(style.quality),

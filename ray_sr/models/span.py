@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,7 +29,7 @@ class SPAN(Generator):
     def __init__(self, spec: SPANSpec, scale: int) -> None:
         super().__init__()
         channels = spec.channels
-        layer = BranchedConv if spec.branches else conv3
+        layer: Callable[..., nn.Module] = BranchedConv if spec.branches else conv3
         self.conv_1 = layer(3, channels)
         self.blocks = [f"block_{number}" for number in range(1, spec.blocks + 1)]
         for name in self.blocks:
@@ -108,7 +109,7 @@ class BranchedConv(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, channels: int, layer: type[nn.Module]) -> None:
+    def __init__(self, channels: int, layer: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.c1_r = layer(channels, channels)
         self.c2_r = layer(channels, channels)
