@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @recipe_option()
 @overrides_argument
 @click.option("--data", "shards", metavar="SHARDS", help="Shards of `ray-sr data prepare`.")
+@click.option("--init", metavar="MODEL", help="Start from this model (name, folder or file of weights) and keep "
+              "its network and scale.")  # fmt: skip
 @click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
 @click.option("--continue", "or_begin", is_flag=True, help="Go on if there is a checkpoint in RUN, else begin.")
@@ -29,6 +31,7 @@ def train(
     recipe_name: str,
     overrides: tuple[str, ...],
     shards: str | None,
+    init: str | None,
     output: str | None,
     resume: bool,
     or_begin: bool,
@@ -42,6 +45,10 @@ def train(
     """
     from ray_sr.recipes.reader import load_recipe
 
+    if init is not None:
+        from ray_sr.training.warm_start import network_of
+
+        overrides = (*network_of(init), *overrides)
     recipe = load_recipe(recipe_name, overrides)
     if (resume or or_begin) and output is None:
         raise click.UsageError("--resume and --continue need the folder of the run: -o RUN")

@@ -150,6 +150,20 @@ def decode_weights(data: bytes, source: str) -> WeightsFile:
     return WeightsFile(find_state(_safe_unpickle(data, source), source), None, {})
 
 
+def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
+    """The tensors in a weights file of any network, or those under `part` where the file is a checkpoint of ours.
+
+    Raises InputError for a missing file, ModelError for a damaged one.
+    """
+    source = str(path)
+    data = _read(path)
+    if source.lower().endswith(".safetensors"):
+        return _decode_safetensors(data, source).state
+    content = _safe_unpickle(data, source)
+    inner = content.get(part) if isinstance(content, dict) else None
+    return find_state(inner if isinstance(inner, dict) else content, source)
+
+
 def _read(path: str | Path) -> bytes:
     filesystem, inside = open_filesystem(path)
     try:

@@ -44,6 +44,10 @@ class Recipe(Section):
     init_blocks: list[int] | None = Field(
         None, description="numbers (from 0) of the blocks taken from a deeper init; by default evenly spaced"
     )
+    init_discriminator: str | None = Field(
+        None,
+        description="weights that the discriminator starts from: a file, or the folder of a checkpoint of a run",
+    )
     pretrain: PretrainSpec | None = Field(None, description="first stage; left out: none")
     gan: GanSpec | None = Field(None, description="second stage; left out: none")
     features: FeaturesSpec = FeaturesSpec()
@@ -86,6 +90,8 @@ def contradictions(recipe: Recipe) -> list[str]:
 def _stages(recipe: Recipe) -> Iterator[str]:
     if recipe.pretrain is None and recipe.gan is None:
         yield "no stage: add pretrain, gan or both"
+    if recipe.init_discriminator and (recipe.gan is None or recipe.discriminator is None):
+        yield "init_discriminator needs a discriminator and the gan stage: add both, or remove it"
     if recipe.gan and recipe.discriminator is None:
         yield "the gan stage needs a discriminator: add one"
     if recipe.gan and getattr(recipe.discriminator, "sigmoid", False):

@@ -36,7 +36,7 @@ from ray_sr.training.optimizer import check_optimizer
 from ray_sr.training.runs import Run
 from ray_sr.training.teachers import check_teachers
 from ray_sr.training.trackers import Trackers, check_trackers
-from ray_sr.training.warm_start import InitialWeights, initial_weights
+from ray_sr.training.warm_start import InitialWeights, initial_discriminator, initial_weights
 from ray_sr.training.worker import train_worker
 
 DRAIN_SECONDS = 0.5
@@ -85,6 +85,7 @@ def train(
             resolve_feature_weights(stage.losses, recipe.features)
     scaling = _scaling(recipe)
     start = initial_weights(recipe.init, recipe) if recipe.init else None
+    critic = initial_discriminator(recipe)
     teachers = check_teachers(recipe)
     with run.held():
         facts = _write_facts(recipe, run, place, digest, start)
@@ -102,6 +103,7 @@ def train(
             "shared": [file for file in shared if "://" not in file],
             "monitor": monitor,
             "init": ray.put(start.weights) if start else None,
+            "init_discriminator": ray.put(critic) if critic else None,
             "teachers": ray.put(teachers),
             "stream": ray.put(stream),
             "data": {

@@ -87,6 +87,11 @@ class TrainState:
         load_strict(self.generator, whole)
         load_strict(self.ema, whole)
 
+    def load_discriminator(self, weights: dict[str, torch.Tensor]) -> None:
+        """Start from the weights of another run's discriminator."""
+        assert self.discriminator is not None
+        load_strict(self.discriminator, weights, "init_discriminator")
+
     def advance(self) -> bool:
         """Count a finished step and average the weights. True where the next step begins another stage."""
         if self.generator_optimizer and self.generator_optimizer.averages:

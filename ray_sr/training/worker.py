@@ -155,8 +155,11 @@ class Worker:
             filesystem, path = open_filesystem(config["resume"])
             with Checkpoint(path, filesystem).as_directory() as folder:
                 self.state.load(Path(folder))
-        elif config["init"] is not None:
-            self.state.load_generator(ray.get(config["init"]))
+        else:
+            if config["init"] is not None:
+                self.state.load_generator(ray.get(config["init"]))
+            if config["init_discriminator"] is not None:
+                self.state.load_discriminator(ray.get(config["init_discriminator"]))
 
     def _build_step(self) -> PretrainStep | GanStep:
         recipe, state = self.recipe, self.state
