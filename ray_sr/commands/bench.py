@@ -12,14 +12,15 @@ from ray_sr.commands.common import json_option, note, show
 
 @click.group()
 def bench() -> None:
-    """Measure the speed on this machine, plain loops beside it."""
+    """Measure the speed on this machine, side by side with plain loops."""
 
 
 def _how(rounds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options of how to measure."""
     options = [
-        click.option("--rounds", default=rounds, show_default=True, type=click.IntRange(1), help="Turns of each."),
-        click.option("--threads", type=click.IntRange(1), help="Of torch (default: one for each CPU)."),
+        click.option("--rounds", default=rounds, show_default=True, type=click.IntRange(1),
+                     help="Rounds of each contender."),
+        click.option("--threads", type=click.IntRange(1), help="Threads of torch (default: one for each CPU)."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
                      help="cpu: processor time, for a busy machine; use it with --threads 1."),
@@ -71,7 +72,7 @@ def step(batch: int, crop: int, precision: str, compile: bool, as_json: bool, **
 @bench.command()
 @_how(rounds=3)
 @click.option("--size", nargs=2, type=click.IntRange(8), default=(320, 480), show_default=True,
-              metavar="HEIGHT WIDTH", help="Of the picture that is upscaled.")  # fmt: skip
+              metavar="HEIGHT WIDTH", help="Size of the picture that is upscaled.")  # fmt: skip
 @json_option
 def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
     """Upscaling x4 by MSRResNet and Compact, from pixels to pixels.
@@ -91,8 +92,8 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
 @bench.command()
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--p99", "bound", default=1000.0, show_default=True, type=click.FloatRange(1), help="Bound in ms.")
-@click.option("--rate", type=click.FloatRange(0.01), help="Offer this rate alone, in requests/s.")
-@click.option("--seconds", default=15.0, show_default=True, type=click.FloatRange(1), help="Of each load.")
+@click.option("--rate", type=click.FloatRange(0.01), help="Offer only this rate, in requests/s.")
+@click.option("--seconds", default=15.0, show_default=True, type=click.FloatRange(1), help="Duration of each load.")
 @click.option("--size", "sizes", multiple=True, default=(128, 256), show_default=True, type=click.IntRange(8),
               help="Side of a picture; give it more than once for a mix.")  # fmt: skip
 @click.option("--key", help="API key, where the service asks for one.")
@@ -112,7 +113,7 @@ def http(
 ) -> None:
     """Load on the endpoint at URL: the highest rate of requests within a bound on the 99th percentile.
 
-    Requests arrive at random, whatever became of those before; latency counts from when a request was due.
+    Requests arrive at random times, independent of earlier ones; latency counts from when a request was due.
     """
     import asyncio
     from pathlib import Path

@@ -24,13 +24,13 @@ def data() -> None:
 @click.option("--minimum", default=96, show_default=True, help="Leave out photos with a smaller side.")
 @click.option("--encoding", type=click.Choice(["webp", "png", "raw"]), default="webp", show_default=True)
 @click.option("--validation", default=0.05, show_default=True, type=click.FloatRange(0, 0.5),
-              help="Share of the photos held out for validation.")  # fmt: skip
+              help="Fraction of the photos held out for validation.")  # fmt: skip
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
 @click.option("--inputs", metavar="FOLDER", help="Input photos of the same names, for degradation `pairs`.")
 @click.option("--scale", default=1, show_default=True, help="Photo side / input photo side, with --inputs.")
 @click.option("--drop-flat", is_flag=False, flag_value=1.0, default=0.0, metavar="[LEVELS]",
               help="Drop sub-images whose neighbouring pixels differ by less on average (1.0).")  # fmt: skip
-@click.option("--drop-duplicates", is_flag=True, help="Train on sub-images of equal pixels once only.")
+@click.option("--drop-duplicates", is_flag=True, help="Keep only one of several sub-images with equal pixels.")
 @json_option
 def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: tuple[str, ...], as_json: bool,
             inputs: str | None, scale: int, **cutting: Any) -> None:  # fmt: skip
@@ -130,7 +130,7 @@ def info(shards: str, sheet: str | None, as_json: bool) -> None:
 @click.option("--keep", is_flag=True, help="Keep the archives.")
 @json_option
 def download(name: str, output: str | None, keep: bool, as_json: bool) -> None:
-    """Fetch a public set of photographs. Run again after a break, it goes on where it stopped."""
+    """Fetch a public set of photographs. Run again after an interruption, it continues where it stopped."""
     from pathlib import Path
 
     from ray_sr.data.download import SETS, download_set

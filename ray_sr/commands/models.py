@@ -69,14 +69,14 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @click.option("--name", help="Name in the store (default: the recipe's).")
 @click.option("--stage", type=click.Choice(["last", "best", "pretrain"]), default="last", show_default=True,
               help="Which generator: the last, that of the best PSNR-Y, or that before the GAN.")  # fmt: skip
-@click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
+@click.option("--promote", metavar="CHANNEL", help="Point this channel at it.")
 @click.option("--measure", metavar="HR[,LR]", multiple=True, help="Folder of HR photos (and one of LR photos): "
               "figures and pictures for the card.")  # fmt: skip
 @click.option("--pictures", metavar="HR[,LR]", help="Show all photos of this folder in the card, and no measured "
               "ones.")  # fmt: skip
 @click.option("--notes", metavar="FILE", type=click.File(encoding="utf-8"), help="Markdown for the card: data and "
               "their terms, hardware, where it fails.")  # fmt: skip
-@click.option("--source", metavar="TEXT", help="What the card tells of the run (default: its folder).")
+@click.option("--source", metavar="TEXT", help="What the card says about the run's origin (default: its folder).")
 @click.option("--half", is_flag=True, help="Store float16: half the size; --measure measures what is stored.")
 @store_option
 @json_option
@@ -123,7 +123,7 @@ def publish(
 @click.argument("channel")
 @store_option
 def promote(model: str, channel: str, store: str | None) -> None:
-    """Let CHANNEL mean MODEL from now on."""
+    """Point CHANNEL at MODEL."""
     from ray_sr.store import Store
 
     click.echo(f"{channel} is now {Store(store).promote(model, channel).ref}")
@@ -133,7 +133,7 @@ def promote(model: str, channel: str, store: str | None) -> None:
 @click.argument("channel")
 @store_option
 def rollback(channel: str, store: str | None) -> None:
-    """Let CHANNEL mean again what it meant before."""
+    """Point CHANNEL back at the model that it pointed at before."""
     from ray_sr.store import Store
 
     click.echo(f"{channel} is now {Store(store).rollback(channel).ref}")
@@ -143,7 +143,7 @@ def rollback(channel: str, store: str | None) -> None:
 @click.argument("model")
 @store_option
 def delete(model: str, store: str | None) -> None:
-    """Delete MODEL (NAME@VERSION), unless a channel means it."""
+    """Delete MODEL (NAME@VERSION), unless a channel points at it."""
     from ray_sr.store import Store
 
     Store(store).delete(model)
@@ -156,7 +156,7 @@ def delete(model: str, store: str | None) -> None:
 @click.option("-c", "--recipe", metavar="RECIPE", help="Recipe (name or YAML) whose network it is; KEY=VALUE "
               "change it: for files that do not tell all.")  # fmt: skip
 @click.option("--name", help="Name in the store (default: the file's).")
-@click.option("--promote", metavar="CHANNEL", help="Let this channel mean it from now on.")
+@click.option("--promote", metavar="CHANNEL", help="Point this channel at it.")
 @store_option
 @json_option
 def import_file(
@@ -210,7 +210,7 @@ def _name_from(file: str) -> str:
 @store_option
 @json_option
 def export(model: str, output: str, store: str | None, as_json: bool) -> None:
-    """Write MODEL as safetensors, or as ONNX with free height and width."""
+    """Write MODEL as safetensors, or as ONNX with dynamic height and width."""
     from ray_sr.models.export import export_onnx, foreign_use
     from ray_sr.models.weights import save_weights
     from ray_sr.store import load_model

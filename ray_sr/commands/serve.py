@@ -16,13 +16,20 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
     "models",
     metavar="MODEL",
     multiple=True,
-    help="Model, the first is the default one (default: channel `best`, else the newest published).",
+    help="Model to serve, repeatable; the first is the default one (default: channel `best`, else "
+    "the newest published).",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--replicas", default=1, show_default=True, type=click.IntRange(1), help="Most replicas of a model.")
+@click.option(
+    "--replicas",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of replicas of a model.",
+)
 @click.option("--device", default="auto", show_default=True)
-@click.option("--keys", metavar="FILE", help="Only who has a key of this file may send pictures (`ray-sr keys`).")
+@click.option("--keys", metavar="FILE", help="Accept pictures only with a key of this file (`ray-sr keys`).")
 @click.option("--access-log", metavar="FILE", help="Append a JSON line for each request.")
 @click.option("--insecure", is_flag=True, help="Allow a host that others can reach, without keys.")
 @store_option
@@ -37,7 +44,7 @@ def serve(
 ) -> None:
     """Answer POST /v1/upscale: a photo in, the upscaled photo out. Ctrl-C ends it.
 
-    A MODEL that is a channel or a name is followed: what is promoted or published later is taken over.
+    A MODEL that is a channel or a name is followed: models promoted or published later are picked up.
     """
     from ray_sr.serving.run import checked_options, serve_forever
 
@@ -90,7 +97,7 @@ def list_keys(path: str, as_json: bool) -> None:
 @click.argument("name")
 @file_option
 def remove(name: str, path: str) -> None:
-    """Take the key of NAME away; a service that runs refuses it from then on."""
+    """Take the key of NAME away; a running service refuses it from then on."""
     from ray_sr.serving.keys import remove_key
 
     remove_key(path, name)

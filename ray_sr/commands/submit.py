@@ -45,12 +45,16 @@ ENTRIES = {
 @click.argument("job", type=click.Choice(list(ENTRIES)), required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENTS]...")
 @click.option(
-    "--address", metavar="URL", help="RayJob server (default: $RAY_API_SERVER_ADDRESS, else this machine's)."
+    "--address", metavar="URL", help="Job server (default: $RAY_API_SERVER_ADDRESS, else this machine's)."
 )
-@click.option("--id", "name", metavar="NAME", help="Id of the job (default: made up).")
-@click.option("--no-wait", is_flag=True, help="Return when the job has begun.")
-@click.option("--cpus", type=click.FloatRange(0), help="Reserved for the job's own process: it leaves the head.")
-@click.option("--gpus", type=click.FloatRange(0), help="The same of GPUs.")
+@click.option("--id", "name", metavar="NAME", help="Id of the job (default: generated).")
+@click.option("--no-wait", is_flag=True, help="Return once the job has started.")
+@click.option(
+    "--cpus",
+    type=click.FloatRange(0),
+    help="CPUs reserved for the job's own process, which then leaves the head node.",
+)
+@click.option("--gpus", type=click.FloatRange(0), help="The same for GPUs.")
 @click.option("--follow", metavar="ID", help="Instead: follow a job that was submitted before.")
 def submit(
     job: str | None,

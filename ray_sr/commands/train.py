@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 @click.option("--init", metavar="MODEL", help="Start from this model (name, folder or file of weights) and keep "
               "its network and scale.")  # fmt: skip
 @click.option("-o", "--output", metavar="RUN", help="Folder of the run (default: runs/NAME-DATE).")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint in RUN.")
-@click.option("--continue", "or_begin", is_flag=True, help="Go on if there is a checkpoint in RUN, else begin.")
-@click.option("--plan", "only_plan", is_flag=True, help="Run 50 steps of each stage and say what all will take.")
-@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) an hour.")
+@click.option("--resume", is_flag=True, help="Continue from the last checkpoint in RUN.")
+@click.option("--continue", "or_begin", is_flag=True, help="Continue if RUN has a checkpoint, else start.")
+@click.option(
+    "--plan",
+    "only_plan",
+    is_flag=True,
+    help="Run 50 steps of each stage and estimate time and memory of the whole run.",
+)
+@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) per hour.")
 @json_option
 def train(
     recipe_name: str,
@@ -41,7 +46,7 @@ def train(
 ) -> None:
     """Train RECIPE, both stages, with key=value overrides (data.batch=32 gan.steps=50000).
 
-    Ctrl-C saves a checkpoint and stops with exit code 130; --resume goes on.
+    Ctrl-C saves a checkpoint and stops with exit code 130; --resume continues.
     """
     from ray_sr.recipes.reader import load_recipe
 
@@ -90,7 +95,7 @@ def demo(output: str) -> None:
 @click.argument("run")
 @click.option("-o", "--output", metavar="HTML", help="File to write (default: RUN/report.html).")
 def report(run: str, output: str | None) -> None:
-    """One HTML page of a run: curves, pictures, recipe, versions; also while it goes on."""
+    """One HTML page of a run: curves, pictures, recipe, versions; also while it is running."""
     from ray_sr.publishing.report import write_report
     from ray_sr.training.runs import Run
 

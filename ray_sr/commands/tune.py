@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 @click.option("-s", "--space", "space_file", metavar="SPACE", help="YAML file with the fields to search and how.")
 @click.option("--data", "shards", metavar="SHARDS", help="Shards of `ray-sr data prepare`.")
 @click.option("-o", "--output", metavar="SWEEP", help="Folder of the sweep (default: sweeps/NAME-DATE).")
-@click.option("--trials", type=int, metavar="N", help="At most this many trials, in place of the space's budget.")
-@click.option("--time", "time_text", metavar="TIME", help="At most this long (15m, 2h), in place of the space's.")
+@click.option("--trials", type=int, metavar="N", help="At most this many trials, instead of the space's budget.")
+@click.option("--time", "time_text", metavar="TIME", help="At most this long (15m, 2h), instead of the space's.")
 @click.option(
     "--concurrent", type=click.IntRange(min=1), metavar="N", help="Trials at once (default: as many as fit)."
 )
-@click.option("--publish", metavar="CHANNEL", help="Publish the best generator and let CHANNEL mean it.")
-@click.option("--resume", is_flag=True, help="Go on with the sweep in SWEEP: ended trials stay as they are.")
+@click.option("--publish", metavar="CHANNEL", help="Publish the best generator and point CHANNEL at it.")
+@click.option("--resume", is_flag=True, help="Continue the sweep in SWEEP; finished trials are kept.")
 @store_option
 @json_option
 def tune(
@@ -56,7 +56,7 @@ def tune(
 ) -> None:
     """Search recipe fields: train many variants of RECIPE, rank them, write the best one out as a recipe.
 
-    Ctrl-C lets the trials save checkpoints and stops with exit code 130; --resume goes on.
+    Ctrl-C lets the trials save checkpoints and stops with exit code 130; --resume continues.
     """
     recipe, space, seconds = _checked(recipe_name, overrides, space_file, trials, time_text, resume, output)
     if publish:

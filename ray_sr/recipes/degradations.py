@@ -36,7 +36,7 @@ class BlurSpec(Section):
     """Convolve with a random blur kernel."""
 
     kind: Literal["blur"] = "blur"
-    probability: Probability = Field(1.0, description="how often this step is applied")
+    probability: Probability = Field(1.0, description="probability that this step is applied")
     kernels: dict[BlurKernel, Positive] = Field(
         {"isotropic": 1.0}, min_length=1, description="kernel kinds with their relative frequency"
     )
@@ -52,11 +52,11 @@ class NoiseSpec(Section):
     """Add Gaussian or Poisson noise, in colour or gray."""
 
     kind: Literal["noise"] = "noise"
-    probability: Probability = Field(1.0, description="how often this step is applied")
+    probability: Probability = Field(1.0, description="probability that this step is applied")
     gaussian: Probability = Field(0.5, description="share of Gaussian noise; the rest is Poisson")
-    sigma: Range = Field((1.0, 30.0), description="standard deviation of Gaussian noise, of 255")
+    sigma: Range = Field((1.0, 30.0), description="standard deviation of Gaussian noise, in levels of 0 to 255")
     poisson_scale: Range = Field((0.05, 3.0), description="strength of Poisson noise")
-    gray: Probability = Field(0.4, description="how often the noise is the same in all channels")
+    gray: Probability = Field(0.4, description="probability that all channels get the same noise")
 
     _ordered = field_validator("sigma", "poisson_scale")(ordered)
 
@@ -65,7 +65,7 @@ class CompressionSpec(Section):
     """Encode and decode with a lossy codec."""
 
     kind: Literal["jpeg", "webp"] = "jpeg"
-    probability: Probability = Field(1.0, description="how often this step is applied")
+    probability: Probability = Field(1.0, description="probability that this step is applied")
     quality: tuple[int, int] = Field((30, 95), description="range of the quality, 1 to 100")
 
     @field_validator("quality")
@@ -87,7 +87,7 @@ class SecondOrderSpec(Section):
 
     kind: Literal["second_order"] = "second_order"
     strength: float = Field(
-        1.0, gt=0, le=1, description="1 is Real-ESRGAN's; less narrows every range towards no change"
+        1.0, gt=0, le=1, description="1: Real-ESRGAN's own ranges; lower values narrow them towards no change"
     )
 
 
@@ -95,7 +95,7 @@ class MotionBlurSpec(Section):
     """Camera shake: a random trajectory turned into a kernel (Boracchi and Foi 2012; DeblurGAN)."""
 
     kind: Literal["motion_blur"] = "motion_blur"
-    probability: Probability = Field(1.0, description="how often this step is applied")
+    probability: Probability = Field(1.0, description="probability that this step is applied")
     size: int = Field(31, ge=3, le=127, description="side of the kernel in pixels")
     exposure: tuple[Probability, Probability] = Field(
         (0.1, 1.0), description="range of the exposed fraction of the trajectory"
@@ -106,7 +106,7 @@ class MotionBlurSpec(Section):
 
 
 class PairsSpec(Section):
-    """No made degradation: the input photo comes from a second folder (`data prepare --inputs`)."""
+    """No synthetic degradation: the input photo comes from a second folder (`data prepare --inputs`)."""
 
     kind: Literal["pairs"] = "pairs"
 

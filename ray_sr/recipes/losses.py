@@ -33,7 +33,7 @@ class PerceptualLossSpec(Section):
     weight: Positive = Field(1.0, description="factor of this term")
     network: Literal["vgg19", "vgg16", "random"] = Field(
         "vgg19",
-        description="feature network; random: an untrained one, for machines without VGG weights",
+        description="feature network; random: untrained, for machines without VGG weights",
     )
     layers: dict[str, Positive] = Field(
         {"conv5_4": 1.0}, min_length=1, description="layers by name (convI_J) with their weights"
@@ -91,12 +91,12 @@ class FourierLossSpec(Section):
 
 
 class StructuralLossSpec(Section):
-    """1 - MS-SSIM (Wang, Simoncelli and Bovik 2003): likeness of structure from fine to coarse."""
+    """1 - MS-SSIM (Wang, Simoncelli and Bovik 2003): similarity of structure at several scales."""
 
     kind: Literal["ms_ssim"] = "ms_ssim"
     weight: Positive = Field(1.0, description="factor of this term")
     levels: int = Field(
-        5, ge=1, le=5, description="sizes that are looked at, each half of the one before; 5 need crops of 176 px"
+        5, ge=1, le=5, description="number of scales, each half the size of the one before; 5 need crops of 176 px"
     )
 
     @property
@@ -105,7 +105,7 @@ class StructuralLossSpec(Section):
 
 
 class DistillSpec(Section):
-    """Distance to what another model makes of the same input (knowledge distillation)."""
+    """Distance to the output of another model for the same input (knowledge distillation)."""
 
     kind: Literal["distill"] = "distill"
     weight: Positive = Field(1.0, description="factor of this term")
@@ -125,23 +125,27 @@ LossSpec = Annotated[
 
 
 class AdversarialSpec(Section):
-    """What makes the generator's output look real."""
+    """The adversarial loss, which makes the generator's output look real."""
 
     kind: Literal["bce", "lsgan", "hinge", "wasserstein", "relativistic"] = Field(
         "bce",
         description="bce with logits, least squares, hinge, Wasserstein, or relativistic average (bce)",
     )
     weight: Positive = Field(1e-3, description="factor of the generator's adversarial term")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="real labels become 1 - this (bce, lsgan)")
-    label_noise: float = Field(0.0, ge=0, lt=0.5, description="labels move inwards by U(0, this) (bce, lsgan)")
-    weight_clip: Positive | None = Field(None, description="clip the critic's weights to ± this (wasserstein)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="real labels are 1 minus this value (bce, lsgan)")
+    label_noise: float = Field(
+        0.0, ge=0, lt=0.5, description="labels are moved inwards by a random amount up to this value (bce, lsgan)"
+    )
+    weight_clip: Positive | None = Field(
+        None, description="limit of the absolute value of the critic's weights (wasserstein)"
+    )
     gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
     critic_updates: int = Field(1, ge=1, le=20, description="discriminator updates for each generator update")
     pause_above: float | None = Field(
         None,
         gt=0.5,
         lt=1,
-        description="the discriminator skips its update where it tells more than this share of a batch rightly",
+        description="the discriminator skips its update when its accuracy on the batch exceeds this",
     )
 
     @model_validator(mode="after")
@@ -161,5 +165,5 @@ class FeaturesSpec(Section):
     weights: str | None = Field(
         None,
         description="torchvision's .pth file, or a Caffe-trained .npz (conv1_1 to conv3_4, BGR); "
-        "without it torchvision's download or cache",
+        "by default torchvision's file, from its cache or downloaded",
     )

@@ -89,11 +89,11 @@ class SPANSpec(Section):
     blocks: int = Field(6, ge=1, le=64, description="number of blocks, three 3x3 convolutions each")
     channels: int = Field(48, ge=4, le=512, description="feature channels")
     branches: bool = Field(
-        True, description="train each 3x3 convolution as a product of four, which folding makes one again"
+        True, description="train each 3x3 convolution as a product of four, merged into one for inference"
     )
-    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights do without")
+    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights are made without")
     published_input: bool = Field(
-        False, description="subtract DIV2K's mean colour and multiply by 255, as most published weights want it"
+        False, description="subtract DIV2K's mean colour and multiply by 255, as most published weights expect"
     )
 
 
@@ -106,9 +106,9 @@ class RLFNSpec(Section):
     channels: int = Field(52, ge=4, le=512, description="feature channels")
     inner: int | None = Field(None, ge=4, le=512, description="channels inside a block; by default the same")
     attention: int = Field(16, ge=1, le=256, description="channels of the spatial attention")
-    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights do without")
+    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights are made without")
     published_input: bool = Field(
-        False, description="work on values in [0, 255], as NTIRE's published weights want it"
+        False, description="work on values in [0, 255], as NTIRE's published weights expect"
     )
 
 
@@ -118,7 +118,7 @@ class SpandrelSpec(Section):
     scales: ClassVar[tuple[int, ...]] = architectures.SCALES
     kind: Literal["spandrel"] = "spandrel"
     architecture: str = Field(min_length=1, description="name of the architecture: SPAN, SwinIR, RealPLKSR …")
-    options: dict[str, Any] = Field({}, description="the architecture's own options; others keep its defaults")
+    options: dict[str, Any] = Field({}, description="options of the architecture; the others keep its defaults")
 
     @model_validator(mode="before")
     @classmethod
@@ -180,7 +180,7 @@ class VGGDiscriminatorSpec(Section):
     channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
     hidden: int = Field(100, ge=1, le=8192, description="units of the dense layer")
     input_size: int | None = Field(
-        None, ge=32, description="crop the dense end is made for; by default the recipe's crop"
+        None, ge=32, description="crop size that the dense layers are built for; the recipe's by default"
     )
 
 
@@ -217,7 +217,7 @@ class DenseCriticSpec(Section):
     kind: Literal["dense_critic"] = "dense_critic"
     channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
     hidden: int = Field(1024, ge=1, le=8192, description="units of the dense layer")
-    sigmoid: bool = Field(True, description="end in a sigmoid, as the table has it")
+    sigmoid: bool = Field(True, description="end with a sigmoid, as in DeblurGAN's table")
 
 
 DiscriminatorSpec = Annotated[

@@ -38,18 +38,19 @@ class Recipe(Section):
     discriminator: DiscriminatorSpec | None = Field(None, description="needed by the gan stage")
     init: str | None = Field(
         None,
-        description="model whose weights the generator starts from (store name, folder or file); one of another "
-        "scale gives what fits: all but what enlarges; a deeper one gives some of its blocks",
+        description="model whose weights the generator starts from (store name, folder or file); from a "
+        "model of another scale, all but the upsampling layers are taken; from a deeper one, some "
+        "of its blocks",
     )
     init_blocks: list[int] | None = Field(
-        None, description="numbers (from 0) of the blocks taken from a deeper init; by default evenly spaced"
+        None, description="indices (from 0) of the blocks taken from a deeper init; evenly spaced by default"
     )
     init_discriminator: str | None = Field(
         None,
         description="weights that the discriminator starts from: a file, or the folder of a checkpoint of a run",
     )
-    pretrain: PretrainSpec | None = Field(None, description="first stage; left out: none")
-    gan: GanSpec | None = Field(None, description="second stage; left out: none")
+    pretrain: PretrainSpec | None = Field(None, description="first stage; omit it to begin with the second")
+    gan: GanSpec | None = Field(None, description="second stage; omit it to end with the first")
     features: FeaturesSpec = FeaturesSpec()
     validation: ValidationSpec = ValidationSpec()
     training: TrainingSpec = TrainingSpec()

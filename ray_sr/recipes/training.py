@@ -23,22 +23,23 @@ class DataSpec(Section):
     rotations: bool = Field(True, description="turn crops by 90 degrees at random")
     cache: Literal["auto", "memory", "stream"] = Field(
         "auto",
-        description="keep decoded sub-images in memory, or decode them anew; auto: memory if they fit",
+        description="memory: keep decoded sub-images; stream: decode them each time; auto: memory if they fit",
     )
     degrade_in: Literal["auto", "tasks", "worker"] = Field(
         "auto",
         description="where crops are made: in Ray Data tasks on any CPU, or in a thread of the training worker; "
-        "auto: what is measured to be faster",
+        "auto: whichever is faster, as measured at the start",
     )
     damaged: Literal["stop", "skip"] = Field(
-        "stop", description="a damaged shard stops training, or is left out (all shards are checked first)"
+        "stop",
+        description="stop: a damaged shard ends training; skip: it is left out (all shards are checked first)",
     )
 
 
 class OptimizerSpec(Section):
-    """How gradients become steps.
+    """The optimizer of a stage.
 
-    adam, adamw; muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for all else. By the
+    adam, adamw; muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for the rest. By the
     library pytorch-optimizer: schedulefree, AdamW whose average of all weights needs no schedule (arXiv
     2405.15682); adan (arXiv 2208.06677); soap (arXiv 2409.11321).
     """
@@ -51,11 +52,11 @@ class OptimizerSpec(Section):
         0.005, gt=0, le=1, description="muon: learning rate of inner layers, the spectral norm of a step"
     )
     momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moments")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the two moments")
     beta_difference: float = Field(
         0.92, ge=0, lt=1, description="adan: decay of the mean of differences of gradients"
     )
-    eps: Positive = Field(1e-8, description="term in the denominator")
+    eps: Positive = Field(1e-8, description="term added to the denominator")
     weight_decay: NonNegative = Field(0.0, description="weight decay")
 
     @field_validator("betas")
@@ -79,7 +80,9 @@ class ScheduleSpec(Section):
     final: float = Field(0.0, ge=0, le=1, description="cosine, linear, wsd: rate at the end, as share of the first")
     start: int = Field(0, ge=0, description="linear: step at which the decay begins")
     decay: int = Field(0, ge=0, description="wsd: steps of decay before the end; 0: a fifth of the stage")
-    cycles: int = Field(1, ge=1, description="cosine: how often it runs from the first rate to the final one")
+    cycles: int = Field(
+        1, ge=1, description="cosine: number of times it falls from the first rate to the final one"
+    )
 
 
 class PretrainSpec(Section):
@@ -106,7 +109,7 @@ class ValidationSpec(Section):
     """Measured on whole held-out photos with the EMA weights."""
 
     every: int = Field(5000, ge=1, description="steps between validations")
-    photos: int = Field(16, ge=0, le=10_000, description="at most this many held-out photos; 0 for none")
+    photos: int = Field(16, ge=0, le=10_000, description="largest number of held-out photos; 0 disables validation")
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -117,29 +120,48 @@ class TrainingSpec(Section):
 
     workers: int = Field(1, ge=1, le=4096, description="DDP workers")
     min_workers: int | None = Field(
-        None, ge=1, description="go on with as few workers as this while others are missing; the batch stays whole"
+        None,
+        ge=1,
+        description="continue with as few workers as this while others are missing; the batch size stays the same",
     )
-    accumulate: int = Field(1, ge=1, description="parts of a worker's batch, one after another: needs less memory")
-    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="gpu: GPUs for each worker")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches of a worker, computed one after another to save memory"
+    )
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="auto: GPUs where there are any; gpu: only on GPUs"
+    )
     gpus_per_worker: Positive = Field(1.0, description="GPUs of a worker; a share of one only for a single worker")
-    placement: Literal["pack", "spread"] = Field("pack", description="workers on few nodes, or on many")
+    placement: Literal["pack", "spread"] = Field(
+        "pack", description="pack: workers on as few nodes as possible; spread: on as many as possible"
+    )
     cpus_per_worker: Positive = Field(1.0, description="CPUs reserved for each worker")
-    threads: int | None = Field(None, ge=1, description="torch threads of a worker; by default its CPUs")
+    threads: int | None = Field(None, ge=1, description="torch threads of a worker; as many as its CPUs by default")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 runs the networks in autocast; auto: bf16 where the device computes in it"
+        "auto", description="bf16 runs the networks in autocast; auto: bf16 where the hardware supports it"
     )
     channels_last: bool = Field(True, description="NHWC memory layout inside the networks")
     compile: bool = Field(False, description="torch.compile both networks")
-    tf32: bool = Field(True, description="float32 products of a GPU may round to TF32 (10 bits of mantissa)")
+    tf32: bool = Field(True, description="let float32 products on GPUs be rounded to TF32 (10 bits of mantissa)")
     deterministic: bool = Field(
-        False, description="GPUs: only algorithms that repeat bit for bit, which are slower; CPUs always do"
+        False,
+        description="on GPUs, use only algorithms with bitwise repeatable results, which are slower; on CPUs "
+        "they always are",
     )
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over the batch of all workers")
-    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged generator, lower at first; 0 for none")
-    clip_gradients: Positive | None = Field(None, description="largest norm of each network's gradient")
+    ema: float = Field(
+        0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged (EMA) generator, lower in the first steps; 0 disables it",
+    )
+    clip_gradients: Positive | None = Field(None, description="limit of the norm of each network's gradient")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")
-    keep_best: int = Field(1, ge=0, description="how many generators of a stage are kept for their PSNR-Y")
-    trackers: list[TrackerName] = Field([], description="experiment trackers that get every figure")
-    max_failures: int = Field(3, ge=0, description="how often a lost worker is replaced from the last checkpoint")
+    keep_best: int = Field(
+        1, ge=0, description="how many generators of each stage are kept, those with the highest PSNR-Y"
+    )
+    trackers: list[TrackerName] = Field([], description="experiment trackers that receive all logged values")
+    max_failures: int = Field(
+        3, ge=0, description="how many times a lost worker is replaced, continuing from the last checkpoint"
+    )
