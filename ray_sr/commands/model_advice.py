@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_sr.images.jpeg_quality import jpeg_quality
-
 if TYPE_CHECKING:
     from ray_sr.store import Model
     from ray_sr.upscaling.naming import UpscaleJob
@@ -42,6 +40,8 @@ class ModelAdvice:
 
 
 def _quality_of(path: Path) -> int | None:
+    from ray_sr.images.jpeg_quality import jpeg_quality
+
     try:
         with path.open("rb") as file:
             return jpeg_quality(file.read(_HEAD))
