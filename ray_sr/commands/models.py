@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ray_sr.commands.common import json_option, overrides_argument, show, store_option
+from ray_sr.commands.common import json_option, note, overrides_argument, show, store_option
 
 if TYPE_CHECKING:
     from ray_sr.store import ModelRecord
+    from ray_sr.store.remote import Remote
 
 
 @click.group()
@@ -151,7 +152,7 @@ def delete(model: str, store: str | None) -> None:
 
 
 @models.command("import")
-@click.argument("file")
+@click.argument("file", metavar="FILE|ADDRESS")
 @overrides_argument
 @click.option("-c", "--recipe", metavar="RECIPE", help="Recipe (name or YAML) whose network it is; KEY=VALUE "
               "change it: for files that do not tell all.")  # fmt: skip
@@ -174,6 +175,9 @@ def import_file(
     values in [-1, 1] inside: name the network by a recipe then, such as -c compact-x4
     generator.activation=leakyrelu.
 
+    ADDRESS is https://…/NAME.pth#sha256=DIGITS, hf:OWNER/REPO/FILE (Hugging Face), or openmodeldb:NAME: fetched,
+    checked by its hash, and only then read; its licence is kept in the record.
+
     Weights are read without running code from the file; any pickle that would is refused.
     """
     if overrides and recipe is None:
@@ -182,15 +186,43 @@ def import_file(
     from ray_sr.models.weights import load_generator
     from ray_sr.recipes.reader import load_recipe
     from ray_sr.store import Provenance, Store
+    from ray_sr.store.remote import is_address
 
     place = Store(store)
+    source, licence = file, None
+    if is_address(file):
+        remote = _fetched(file, quiet=as_json)
+        file, source, licence = str(remote.path), remote.source, remote.licence
+        note(f"sha256 {remote.sha256}, licence: {licence or 'not named by its source'}")
     name = name or _name_from(file)
     generator, network = load_generator(file, load_recipe(recipe, overrides).network if recipe else None)
     if network is None:
         raise ModelError(f"{file}: its options do not follow from the weights: take the file itself as MODEL (-n)")
-    version = place.publish(name, generator, network, provenance=Provenance(source=file), promote=promote)
-    result = {"model": f"{name}@{version}", "network": network.model_dump(mode="json"), "store": place.root}
+    version = place.publish(
+        name, generator, network, provenance=Provenance(source=source, licence=licence), promote=promote
+    )
+    result = {
+        "model": f"{name}@{version}",
+        "licence": licence,
+        "network": network.model_dump(mode="json"),
+        "store": place.root,
+    }
     show(result, f"{name}@{version} published in {place.root}: {network.generator.kind} x{network.scale}", as_json)
+
+
+def _fetched(address: str, quiet: bool) -> Remote:
+    """The file at this address, with a bar of its bytes on a terminal."""
+    from tqdm import tqdm
+
+    from ray_sr.store.remote import fetch_weights
+
+    with tqdm(unit="B", unit_scale=True, desc=address, disable=True if quiet else None) as bar:
+
+        def show_bytes(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return fetch_weights(address, show_bytes)
 
 
 def _name_from(file: str) -> str:

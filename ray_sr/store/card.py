@@ -49,6 +49,7 @@ def _provenance(record: ModelRecord) -> list[str]:
     origin = record.provenance
     rows = {
         "Source": origin.source,
+        "Licence": origin.licence,
         "Started from": origin.parent,
         "Data manifest": origin.data_manifest,
         "Steps": origin.steps,

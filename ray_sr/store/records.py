@@ -31,7 +31,8 @@ class Provenance(Section):
     versions: dict[str, str] = Field(default_factory=installed_versions, description="packages by name")
     data_manifest: str | None = Field(None, description="hash of the shards' manifest")
     parent: str | None = Field(None, description="model or checkpoint that the training started from")
-    source: str | None = Field(None, description="run folder, or the file that was imported")
+    source: str | None = Field(None, description="run folder, or the file or address that was imported")
+    licence: str | None = Field(None, description="of imported weights, as their source names it")
     steps: int | None = Field(None, ge=0, description="training steps taken")
 
 
