@@ -23,7 +23,6 @@ import pyvips
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import Limits, Photo, check_result_size
 from ray_sr.progress import Progress
-from ray_sr.storage.lock import locked
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.upscaling.tile_results import TileResults
@@ -80,15 +79,11 @@ def upscale_animation(
         if skipped := what_stands(target, options):
             return ClipResult(*named, *skipped)
         settings = {"model": model, "scale": engine.scale, "wanted": vars(wanted), "ensemble": engine.ensemble}
-        journal = Journal(target, {"source": fingerprint(source), **settings, "strict": options.limits.strict})
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = target.with_name(f".{target.name}.lock")
-        with locked(str(lock), f"the making of {target}", wait=False):
-            journal.open(resume=options.resume, overwrite=options.existing == "overwrite")
+        journal = Journal(target, {"source": fingerprint(source), **settings})
+        with journal.open(resume=options.resume, overwrite=options.existing == "overwrite"):
             made = _render(source, target, engine, wanted, options.limits, journal, quiet)
             _encode(made, journal.folder / RAW, target, options)
             journal.remove()
-        lock.unlink(missing_ok=True)
     except KeyboardInterrupt:
         print(f"{source}: interrupted: the same command with --resume goes on", file=sys.stderr, flush=True)
         raise

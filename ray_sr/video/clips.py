@@ -13,7 +13,6 @@ from typing import Any
 
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.progress import Progress
-from ray_sr.storage.lock import locked
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.video.clip import RESULT_SUFFIXES, ClipInfo, Segment, SegmentNotes, plan_segments
@@ -48,7 +47,7 @@ def plan_clip(source: Path, target: Path, scale: int, wanted: TargetSize, option
     container = RESULT_SUFFIXES.get(target.suffix.lower())
     if container is None:
         raise RecipeError(f"{target}: a clip's name must end in one of {', '.join(RESULT_SUFFIXES)}")
-    info = probe_clip(source, options.limits)
+    info = probe_clip(source, options.limits, container)
     height, width = wanted.of(info, scale)
     size = _even(height), _even(width)
     encoding = choose_encoding(info, size, container, options.codec, options.crf)
@@ -116,13 +115,10 @@ def run_clip(
             return ClipResult(*named, *skipped)
         plan = plan_clip(source, target, scale, wanted or TargetSize(), options)
         journal = Journal(target, _made_with(plan, made_by))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(str(target.with_name(f".{target.name}.lock")), f"the making of {target}", wait=False):
-            journal.open(resume=options.resume, overwrite=options.existing == "overwrite")
+        with journal.open(resume=options.resume, overwrite=options.existing == "overwrite"):
             shares: dict[str, Any] = _render(plan, journal, render, quiet)
             notes, warnings = _join(plan, journal)
             journal.remove()
-        target.with_name(f".{target.name}.lock").unlink(missing_ok=True)
     except KeyboardInterrupt:
         print(f"{source}: interrupted: the same command with --resume goes on", file=sys.stderr, flush=True)
         raise
@@ -143,7 +139,6 @@ def _made_with(plan: ClipPlan, made_by: dict[str, Any]) -> dict[str, Any]:
         **made_by,
         "encoding": plan.encoding.to_dict(),
         "segments": segments,
-        "strict": plan.options.limits.strict,
     }
 
 

@@ -27,7 +27,7 @@ from av.video.stream import VideoStream
 
 from ray_sr.video.clip import FULL, LIMITED, UNSPECIFIED, Colour, guessed_matrix
 from ray_sr.video.containers import SCALING, ClipError, main_video, open_clip, sws_matrix, words
-from ray_sr.video.joining import join
+from ray_sr.video.joining import check_holds, join
 from ray_sr.video.messages import receive, send
 
 _BASE_MEMORY = 3 << 30
@@ -46,10 +46,14 @@ _LOST = {
 
 
 def probe(task: dict[str, Any], answers: BinaryIO) -> None:
-    """Answers with the fields of ClipInfo, and the times of packets and of key frames as 64-bit numbers."""
+    """Answers with the fields of ClipInfo, and the times of packets and of key frames as 64-bit numbers.
+
+    task: `format` of the result is checked, so that what cannot be joined is said before the work.
+    """
     with open_clip(task["path"]) as container:
         stream = main_video(container)
         _bound(stream, task)
+        check_holds(container, stream, task["format"])
         times, keys = array("q"), array("q")
         for packet in container.demux(stream):
             time = packet.dts if packet.pts is None else packet.pts

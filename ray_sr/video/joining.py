@@ -59,6 +59,12 @@ def join(task: dict[str, Any], answers: BinaryIO) -> None:
     send(answers, {"end": True, "warnings": list(dict.fromkeys(warnings))})
 
 
+def check_holds(source: InputContainer, video: Stream, format: str) -> None:
+    """Raises ClipError where a container of this format cannot take the source's sound as it is."""
+    with av.open("file:/dev/null", "w", format=format) as target:
+        _add_copies(source, target, video, {"format": format, "keep_metadata": False}, [])
+
+
 def _add_video(target: OutputContainer, task: dict[str, Any]) -> Any:
     with av.open(f"file:{task['segments'][0][0]}", "r", format="nut") as first:
         video: Any = target.add_stream_from_template(first.streams.video[0], opaque=True)

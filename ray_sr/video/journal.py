@@ -12,14 +12,17 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import RecipeError, ResourceError
+from ray_sr.storage.lock import locked
 from ray_sr.video.clip import Segment, SegmentNotes
 
 _HASHED_BYTES = 1 << 20
+_LOCK, _JOB = "lock", "job.json"
 
 
 class Journal:
@@ -30,37 +33,57 @@ class Journal:
         self._made_with: dict[str, Any] = json.loads(json.dumps(made_with))
         self._target = target
 
-    def open(self, *, resume: bool, overwrite: bool) -> None:
-        """Makes the folder, or takes up what is in it.
+    @contextlib.contextmanager
+    def open(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Makes the folder, or takes up what is in it, and holds it for the block.
 
-        Raises RecipeError where an unfinished run is there that is not to be resumed, or was made otherwise.
+        It goes again where the block ends in an error before anything is done. Raises RecipeError where an
+        unfinished run is there that is not to be resumed, or was made otherwise, and ResourceError where another
+        process is at work on it.
         """
-        before = self._before()
-        if before is not None and not overwrite:
-            other = [name for name, value in self._made_with.items() if before.get(name) != value]
-            if other:
-                raise RecipeError(
-                    f"{self._target}: its unfinished run differs in {', '.join(other)}: "
-                    "give the same or --overwrite"
-                )
-            if not resume:
-                raise RecipeError(
-                    f"{self._target}: an unfinished run is here: --resume goes on with it, --overwrite begins anew"
-                )
         try:
-            if before is not None and overwrite and not resume:
-                shutil.rmtree(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-            for stray in self.folder.glob("*.part"):
-                stray.unlink()
-            if self._before() != self._made_with:
-                write_whole(self.folder / "job.json", json.dumps(self._made_with).encode())
         except OSError as error:
-            raise ResourceError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+            raise ResourceError(f"{self.folder}: cannot be made ({error.strerror or error})") from None
+        with locked(str(self.folder / _LOCK), f"the making of {self._target}", wait=False):
+            self._check(resume, overwrite)
+            try:
+                self._clear(everything=overwrite and not resume)
+                write_whole(self.folder / _JOB, json.dumps(self._made_with).encode())
+            except OSError as error:
+                raise ResourceError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+            try:
+                yield
+            finally:
+                if not any(file.name not in (_LOCK, _JOB) and file.stat().st_size for file in self._files()):
+                    self.remove()
+
+    def _check(self, resume: bool, overwrite: bool) -> None:
+        before = self._before()
+        if before is None or (overwrite and not resume):
+            return
+        other = [name for name, value in self._made_with.items() if before.get(name) != value]
+        if other:
+            raise RecipeError(
+                f"{self._target}: its unfinished run differs in {', '.join(other)}: give the same or --overwrite"
+            )
+        if not resume:
+            raise RecipeError(
+                f"{self._target}: an unfinished run is here: --resume goes on with it, --overwrite begins anew"
+            )
+
+    def _clear(self, everything: bool) -> None:
+        """Removes what a kill left half-written, or everything."""
+        for file in self._files():
+            if file.name != _LOCK and (everything or file.suffix == ".part"):
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.exists() else []
 
     def _before(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.folder / "job.json").read_bytes())
+            found = json.loads((self.folder / _JOB).read_bytes())
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else {}

@@ -119,11 +119,14 @@ def _start(program: str) -> subprocess.Popen[bytes]:
     )
 
 
-def probe_clip(path: Path, limits: Limits, silence_s: float = SILENCE_S) -> ClipInfo:
-    """What is known of a clip. Raises InputError, one line that names the path."""
+def probe_clip(path: Path, limits: Limits, format: str, silence_s: float = SILENCE_S) -> ClipInfo:
+    """What is known of a clip. format: of the result, as FFmpeg calls it.
+
+    Raises InputError, one line that names the path, also for what the format cannot take over.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file" if not path.exists() else f"{path}: is not a regular file")
-    task = {"task": "probe", **_common(path, limits)}
+    task = {"task": "probe", "format": format, **_common(path, limits)}
     for head, body in answers(task, path, silence_s):
         if "info" in head:
             numbers = array("q")

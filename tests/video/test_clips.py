@@ -165,7 +165,9 @@ def test_subtitles_are_kept_or_named_and_sound_is_never_lost(engine: Engine, tmp
     source = write_clip(tmp_path / "a.mkv", clip)
     assert _upscale(engine, source, tmp_path / "b.mkv").warnings == ()
     assert contents(tmp_path / "b.mkv").streams == contents(source).streams
+    tiles = engine.stats.tiles
     refused = _upscale(engine, source, tmp_path / "b.webm")
+    assert engine.stats.tiles == tiles  # said before the work
     assert refused.status == "failed"
     assert "does not hold its sound (pcm_s16le)" in refused.reason
     quiet = write_clip(tmp_path / "c.mkv", Clip(clip.pictures, clip.times, sound=None, subtitles=True))
@@ -185,7 +187,7 @@ def test_nothing_is_replaced_unasked(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_codecs_that_do_not_fit_are_refused(engine: Engine, tmp_path: Path) -> None:
-    source = write_clip(tmp_path / "a.mp4", Clip([moving_bar(0)] * 2, steady(2)))
+    source = write_clip(tmp_path / "a.mp4", Clip([moving_bar(0)] * 2, steady(2), sound=None))
     for name, options, words in [
         ("b.webm", {"codec": "h264"}, "webm does not hold h264"),
         ("b.mp4", {"codec": "ffv1"}, "mp4 does not hold ffv1"),
