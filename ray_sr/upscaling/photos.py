@@ -3,8 +3,7 @@
 The network works on the values as they are encoded, so the profile that came with them still describes them;
 only where that profile is linear in light, which no network has been trained on, they are turned into sRGB's
 curve for the network, and back.
-Gray stays gray and 16 bits stay 16 bits. Colour is first spread under the fully transparent pixels, so that
-what lies hidden there (often black) does not bleed into the visible edge.
+Gray stays gray and 16 bits stay 16 bits. Colours count by their opacity, see `opacity`.
 """
 
 from __future__ import annotations
@@ -21,14 +20,12 @@ from ray_sr.images.icc import icc_is_linear
 from ray_sr.images.resample import resize_array, resize_bands, resize_to
 from ray_sr.upscaling.consistency import back_project
 from ray_sr.upscaling.engine import Engine
+from ray_sr.upscaling.opacity import alpha_in_bands, beside, by_opacity, calm_colour, resize_alpha, spread_colour
 from ray_sr.upscaling.target_size import TargetSize
 
 OnProgress = Callable[[float], None]
 
 _PIECE_BYTES = 16 << 20
-_ALPHA_ROWS = 32
-_STRIP_ROWS = 256
-_STRIP_HALVINGS = 3  # _STRIP_ROWS is a multiple of 2 to this power
 
 
 def upscale_photo(
@@ -49,7 +46,7 @@ def upscale_photo(
     `Engine.bands` raises.
     """
     height, width = (wanted or TargetSize(scale)).of(photo, engine.scale)
-    colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha)
+    colour = _for_network(photo)
     curve = _Curve.of(photo)
     if consistency:
         pixels = _consistent(colour, curve, (height, width), engine, progress)
@@ -58,8 +55,20 @@ def upscale_photo(
         pixels = curve.after(run)
         if pixels.shape[:2] != (height, width):
             pixels = resize_array(pixels, height, width)
-    alpha = None if photo.alpha is None else resize_alpha(photo.alpha, height, width)
-    return replace(photo, pixels=pixels, alpha=alpha)
+    if photo.alpha is None:
+        return replace(photo, pixels=pixels)
+    if not consistency:
+        corrected = by_opacity(iter([pixels]), photo.pixels, colour, photo.alpha, (height, width))
+        pixels = np.concatenate(list(corrected))
+    return replace(photo, pixels=pixels, alpha=resize_alpha(photo.alpha, height, width))
+
+
+def _for_network(photo: Photo, in_place: bool = False) -> np.ndarray:
+    """The photo's colours as the network sees them; in_place: its own array may be filled under clear pixels."""
+    if photo.alpha is None:
+        return photo.pixels
+    calm = calm_colour(photo.pixels, photo.alpha)
+    return spread_colour(calm, photo.alpha, in_place=in_place or calm is not photo.pixels)
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def upscale_in_bands(
     Beside the photo, little more than a row of tiles is in memory: where colour is spread under transparent
     pixels, that is done in the photo's own array.
     """
-    colour = photo.pixels if photo.alpha is None else spread_colour(photo.pixels, photo.alpha, in_place=True)
+    colour = _for_network(photo, in_place=True)
     curve = _Curve.of(photo)
     run = engine.bands(curve.before(colour), curve.dtype, exact=photo.depth == 16, progress=progress)
     bands: Iterator[np.ndarray] = map(curve.after, _in_pieces(run))
@@ -152,7 +161,8 @@ def upscale_in_bands(
     if photo.alpha is None:
         yield from ((band, None) for band in bands)
         return
-    yield from _side_by_side(bands, _alpha_in_bands(photo.alpha, size))
+    bands = by_opacity(bands, photo.pixels, colour, photo.alpha, size)
+    yield from beside(bands, alpha_in_bands(photo.alpha, size))
 
 
 def _in_pieces(bands: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
@@ -162,109 +172,3 @@ def _in_pieces(bands: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:
         for top in range(0, len(band), several):
             yield band[top : top + several].copy()
         del band
-
-
-def _side_by_side(
-    first: Iterator[np.ndarray], second: Iterator[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The bands of `first`, each with the same rows of `second`, whose bands are others."""
-    held: list[np.ndarray] = []
-    for band in first:
-        while sum(map(len, held)) < len(band):
-            held.append(next(second))
-        rows = np.concatenate(held)
-        held = [rows[len(band) :]]
-        yield band, rows[: len(band)]
-
-
-def _alpha_in_bands(alpha: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """`resize_alpha` in bands."""
-    strips = [alpha[top : top + _ALPHA_ROWS] for top in range(0, len(alpha), _ALPHA_ROWS)]
-    first = alpha.flat[0]
-    if all((strip == first).all() for strip in strips):
-        tops = range(0, size[0], _ALPHA_ROWS)
-        yield from (np.full((min(_ALPHA_ROWS, size[0] - top), size[1]), first, alpha.dtype) for top in tops)
-        return
-    masked = all(_is_mask(strip) for strip in strips)
-    for band in resize_bands(strips, (alpha.shape[0], alpha.shape[1]), size):
-        yield _to_mask(band) if masked else band
-
-
-def resize_alpha(alpha: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic resize of transparency, H×W. All of one value stays so, and two-valued (mask) stays two-valued."""
-    if (alpha == alpha.flat[0]).all():
-        return np.full((height, width), alpha.flat[0], alpha.dtype)
-    resized = resize_array(alpha, height, width)
-    return _to_mask(resized) if _is_mask(alpha) else resized
-
-
-def _is_mask(alpha: np.ndarray) -> bool:
-    return bool(((alpha == 0) | (alpha == np.iinfo(alpha.dtype).max)).all())
-
-
-def _to_mask(alpha: np.ndarray) -> np.ndarray:
-    opaque = np.iinfo(alpha.dtype).max
-    return np.where(alpha > opaque // 2, opaque, 0).astype(alpha.dtype)
-
-
-def spread_colour(pixels: np.ndarray, alpha: np.ndarray, *, in_place: bool = False) -> np.ndarray:
-    """H×W×C with every fully transparent pixel given a mean colour of the visible pixels around it.
-
-    Visible pixels stay as they are. The mean, weighted by opacity, is taken over the smallest of the squares
-    of 2, 4, 8, … pixels which holds a visible one (pull-push: Gortler et al., The Lumigraph, 1996).
-    A photo without visible or without transparent pixels is returned as it is. Strip by strip, so that the
-    sums in float32 are never there for the whole photo; in_place: nor is a copy, where `pixels` can be written.
-    """
-    hidden = alpha == 0
-    if hidden.all() or not hidden.any():
-        return pixels
-    strips = [slice(top, top + _STRIP_ROWS) for top in range(0, len(alpha), _STRIP_ROWS)]
-    sums = [_coarse(pixels[rows], alpha[rows]) for rows in strips]
-    colours, weights = zip(*sums, strict=True)
-    coarse = _fill(np.concatenate(colours), np.concatenate(weights))
-    result = pixels if in_place and pixels.flags.writeable else pixels.copy()
-    for rows in strips:
-        below = coarse[rows.start >> _STRIP_HALVINGS : rows.stop >> _STRIP_HALVINGS]
-        filled = np.rint(_fill(*_sums(pixels[rows], alpha[rows]), _STRIP_HALVINGS, below))
-        np.copyto(result[rows], filled.astype(pixels.dtype), where=hidden[rows, :, None])
-    return result
-
-
-def _sums(pixels: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour times opacity, and opacity."""
-    weight = alpha[..., None].astype(np.float32)
-    return pixels * weight, weight
-
-
-def _coarse(pixels: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_sums` of a strip, halved as often as its rows allow."""
-    colour, weight = _sums(pixels, alpha)
-    for _ in range(_STRIP_HALVINGS):
-        colour, weight = _halved(colour), _halved(weight)
-    return colour, weight
-
-
-def _fill(
-    colour: np.ndarray, weight: np.ndarray, halvings: int = -1, below: np.ndarray | None = None
-) -> np.ndarray:
-    """Colour / weight, and where the weight is 0 what the same picture at half the size has there.
-
-    `below`: the filled picture after so many `halvings`, where it is known.
-    """
-    if halvings == 0 and below is not None:
-        return below
-    known = weight > 0
-    own = colour / np.where(known, weight, 1)
-    if known.all():
-        return own
-    height, width = weight.shape[:2]
-    coarse = _fill(_halved(colour), _halved(weight), halvings - 1, below)
-    coarse = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return np.where(known, own, coarse)
-
-
-def _halved(values: np.ndarray) -> np.ndarray:
-    """Sums of squares of 2×2; an odd last row or column counts alone."""
-    height, width, channels = values.shape
-    even = np.pad(values, ((0, height % 2), (0, width % 2), (0, 0)))
-    return even.reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, channels).sum(axis=(1, 3))

@@ -20,7 +20,7 @@ from ray_sr.images.streaming import write_bands
 from ray_sr.models import Bicubic
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions, upscale_files
-from ray_sr.upscaling.photos import spread_colour
+from ray_sr.upscaling.opacity import spread_colour
 from ray_sr.upscaling.results import Summary
 
 KINDS = [
