@@ -15,12 +15,12 @@ define SETUP_PROGRESS
 endef
 export SETUP_PROGRESS
 
-.PHONY: setup demo test test-fast test-nightly check bench results clean
+.PHONY: setup demo test test-fast test-gpu test-nightly check bench results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    the whole product once, small: about 5 minutes on 2 cores, then a report"
-	@echo "make test    lint, types and tests, on a real Ray; test-fast: those without Ray; test-nightly: the longest"
+	@echo "make test    lint, types and tests, on a real Ray; test-fast: those without Ray; test-gpu: on a GPU; test-nightly: the longest"
 	@echo "make bench   training step and upscaling against plain loops"
 	@echo "make results BENCHMARKS=FOLDER   benchmarks/RESULTS.md; PEERS=FILE.py FEATURES=VGG19 DEBLUR=FOLDER add to it"
 	@echo "make setup   only the virtual environment in $(VENV)"
@@ -47,6 +47,9 @@ test: setup check
 
 test-fast: setup check
 	$(BIN)/python -m pytest -m fast
+
+test-gpu: setup
+	$(BIN)/python -m pytest tests/gpu
 
 test-nightly: setup check
 	$(BIN)/python -m pytest -m nightly

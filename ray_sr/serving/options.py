@@ -119,7 +119,7 @@ class ServiceOptions(Section):
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before another replica is started")
     downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is ended")
     codec_processes: int | None = Field(
-        None, ge=1, description="that decode and encode; default: one a core, up to 8"
+        None, ge=1, description="that decode and encode; default: one a core, up to 32"
     )
     keys: str | None = Field(None, description="file of API keys, see `ray-sr keys`; default: nobody needs one")
     access_log: str | None = Field(None, description="file that gets a JSON line for each request")

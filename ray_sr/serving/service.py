@@ -30,7 +30,7 @@ from ray_sr.serving.telemetry import Metrics, open_access_log
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CODECS = 8
+_CODECS = 32
 _TAKE_OVERS = 5  # of other scales that one request bears
 
 

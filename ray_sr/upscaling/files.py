@@ -39,7 +39,8 @@ from ray_sr.upscaling.results import FileResult, Summary
 from ray_sr.upscaling.target_size import TargetSize
 
 _AHEAD = 2  # photos that a stage may be ahead of the next one: bounds what is held in memory
-_WRITERS = 2
+# A core encodes some 35 Mpx/s of PNG and 10 of WebP, a fast GPU makes hundreds; each result lies in memory then.
+_MOST_WRITERS = 16
 LARGEST_IN_MEMORY = 256 << 20  # bytes of a result; larger ones go to disk as they are made
 
 Item = TypeVar("Item")
@@ -248,21 +249,28 @@ def run_jobs(jobs: Sequence[UpscaleJob], worker: UpscaleWorker, report: Progress
         return _result(step.go(lambda: worker.write(step.job, step.ready)), "done")
 
     try:
-        with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(_WRITERS) as writers:
+        with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(count := _writers()) as writers:
             upscaled = map(upscale, _ahead(readers, read, jobs))
-            for result in _ahead(writers, write, upscaled):
+            for result in _ahead(writers, write, upscaled, count):
                 report.finish(result)
                 yield result
     finally:
         report.close()
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in a pool, in order, that takes only a few items more than its results are asked for."""
+def _writers() -> int:
+    """Photos that are encoded at the same time: on half of the cores, two at least."""
+    return max(_AHEAD, min(_MOST_WRITERS, len(os.sched_getaffinity(0)) // 2))
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], most: int = _AHEAD
+) -> Iterator[Result]:
+    """`map` in a pool, in order, that takes only `most` items more than its results are asked for."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > most:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()

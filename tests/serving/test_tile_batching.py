@@ -213,3 +213,43 @@ def test_a_replica_gives_each_photo_its_own_result(store: Store) -> None:
         alone = upscale_photo(photo, engine).pixels
         assert np.abs(result.astype(int) - alone).max() <= 1
         assert (result == alone).mean() > 0.99
+
+
+class Looks:
+    """Ends a replica's watch over the store after some looks."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def wait(self, seconds: float) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+    def set(self) -> None:
+        self.left = 0
+
+
+def test_a_new_version_is_taken_over_after_errors_of_any_kind(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Memory that does not suffice while a model is loaded beside the old one ended the thread, in silence."""
+    options = ServiceOptions(model="tiny", store=store.root, device="cpu", tile=64, follow_s=1000)
+    replica = GeneratorReplica(options)
+    network = NetworkSpec(scale=2, generator=MSRResNetSpec(blocks=1, channels=8))
+    torch.manual_seed(4)
+    newer = store.publish("tiny", build_generator(network), network)
+    failures = [torch.OutOfMemoryError("CUDA out of memory.\nMore of it"), ValueError("torn")]
+    load = replica._load
+
+    def fail_first(model: object) -> object:
+        if failures:
+            raise failures.pop(0)
+        return load(model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(replica, "_load", fail_first)
+    monkeypatch.setattr(replica, "_ended", Looks(3))
+    replica._follow()
+    assert replica._held.info.version == newer
+    told = [record.message for record in caplog.records]
+    assert any(line.endswith("to be tried again: OutOfMemoryError: CUDA out of memory.") for line in told)
+    assert any(line.endswith("to be tried again: ValueError: torn") for line in told)
