@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray_sr.cluster import connect, disconnect
 from ray_sr.data.manifest import Cutting
+from ray_sr.data.samples import samples_folder
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos
 from ray_sr.evaluation import Evaluation, evaluate
@@ -91,11 +92,10 @@ def _clear(folder: Path) -> None:
 
 def _collect_photos(folder: Path) -> Path:
     """Copies of the photographs inside scikit-image's package."""
-    import skimage
-
+    source = samples_folder()
     folder.mkdir()
     for name in PHOTOS:
-        shutil.copy(Path(skimage.__file__).parent / "data" / name, folder / name)
+        shutil.copy(source / name, folder / name)
     return folder
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ray_sr.data.manifest import Manifest, read_manifest, read_photos
 from ray_sr.data.pixels import StoredPixels, read_index
+from ray_sr.data.samples import SAMPLES, samples_folder
 from ray_sr.data.shards import damage_of
 from ray_sr.data.sources import find_photos
 from ray_sr.degradations.preview import contact_sheet
@@ -120,9 +121,8 @@ def preview_sheet(recipe: Recipe, places: Sequence[str], output: str) -> None:
 
 
 def _samples() -> list[np.ndarray]:
-    from skimage import data
-
-    return [np.asarray(photo) for photo in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket())]
+    folder = samples_folder()
+    return [rgb8(read_photo(folder / name)) for name in SAMPLES]
 
 
 def _size(side: list[int]) -> str:
