@@ -6,6 +6,7 @@ done); 4 resources; 5 checkpoint or model does not fit; 6 cluster or server; 130
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -19,13 +20,14 @@ from ray_sr.commands.data import data
 from ray_sr.commands.doctor import doctor
 from ray_sr.commands.evaluate import evaluate
 from ray_sr.commands.models import models
+from ray_sr.commands.process import end_by_exception, open_standard_streams
 from ray_sr.commands.recipes import recipes
 from ray_sr.commands.serve import keys, serve
 from ray_sr.commands.submit import submit
 from ray_sr.commands.train import demo, report, train
 from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
-from ray_sr.errors import RaySRError
+from ray_sr.errors import RaySRError, ResourceError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -40,6 +42,7 @@ def cli(verbose: bool, debug: bool) -> None:
     """
 
 
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _COMMANDS = (
     doctor,
     recipes,
@@ -64,14 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with a documented code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    code = _run(arguments, debug)
-    sys.stdout.flush()
-    sys.exit(code)
+    open_standard_streams()
+    end_by_exception()
+    sys.exit(_run(arguments, debug))
 
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
         result = cli.main(args=arguments, prog_name="ray-sr", standalone_mode=False)
+        sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
@@ -86,15 +90,32 @@ def _run(arguments: list[str], debug: bool) -> int:
             click.echo(f"error: {line}", err=True)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        if error.errno not in _OUT_OF_SPACE or error.filename is not None:
+            return _unexpected(error)
+        _drop_output()
+        click.echo(f"error: the result cannot be written to stdout: {error.strerror}", err=True)
+        return ResourceError.exit_code
     except Exception as error:
         if debug:
             traceback.print_exc()
-        text = str(error).splitlines()
-        click.echo(f"error: unexpected {type(error).__name__}: {text[0] if text else ''}", err=True)
-        click.echo("this is a defect of ray-sr: --debug shows where", err=True)
-        return 1
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    text = str(error).splitlines()
+    click.echo(f"error: unexpected {type(error).__name__}: {text[0] if text else ''}", err=True)
+    click.echo("this is a defect of ray-sr: --debug shows where", err=True)
+    return 1
+
+
+def _drop_output() -> None:
+    """Of what is left for stdout, which takes no more: the end of the interpreter would fail on it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ray_sr.commands.process import end_by_exception
+
 BEST_X2 = "best-x2"  # a channel of the store that comes with ray-sr
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -61,6 +63,7 @@ def connect_ray() -> None:
     if sys.stderr.isatty() or is_verbose():
         note("connecting to Ray …")
     connect(verbose=is_verbose())
+    end_by_exception()
 
 
 def chosen_model(model: str | None, store: str | None, scale: float | None = None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ import click
 
 from ray_sr.commands.common import chosen_model, connect_ray, json_option, note, show, store_option
 from ray_sr.commands.model_advice import ModelAdvice
+from ray_sr.commands.process import was_closed
 from ray_sr.errors import InputError, RecipeError
 
 if TYPE_CHECKING:
@@ -149,7 +152,12 @@ class _Request:
 
     @property
     def piped(self) -> bool:
-        return PIPE in (*self.photos, self.output)
+        return PIPE in (*self.photos, self.output) or self.reads_pipe
+
+    @property
+    def reads_pipe(self) -> bool:
+        """Whether the one photo comes by a pipe that has a name, as /dev/stdin or <(…) have."""
+        return len(self.photos) == 1 and _is_pipe(self.photos[0])
 
     def split(self) -> tuple[_Request, _Request]:
         """The same for the photos alone, and for the clips and animations."""
@@ -191,10 +199,13 @@ def _check(request: _Request, on_ray: bool) -> None:
         raise click.UsageError("--ray needs a folder or bucket to write to: -o OUT")
     if on_ray and request.options.compare:
         raise click.UsageError("--compare and --ray exclude each other")
+    if request.output == PIPE and was_closed(1):
+        raise RecipeError("-o -: stdout is closed: name a file, or open it")
     if request.piped:
         from ray_sr.upscaling.piped import check_piped
 
-        check_piped(request.photos, request.output, request.options)
+        photos = (PIPE,) if request.reads_pipe else request.photos
+        check_piped(photos, request.output, request.options)
 
 
 def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> None:
@@ -237,6 +248,9 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any], advi
         "options": request.options,
         "dry_run": request.dry_run,
     }
+    if request.reads_pipe:
+        with open(request.photos[0], "rb") as pipe:
+            return upscale_piped(PIPE, request.output, engine, stdin=pipe, stdout=sys.stdout.buffer, **common)
     if request.piped:
         streams: dict[str, Any] = {"stdin": sys.stdin.buffer, "stdout": sys.stdout.buffer}
         return upscale_piped(request.photos[0], request.output, engine, **streams, **common)
@@ -271,6 +285,13 @@ def _plan_moving(request: _Request, others: int, scale: int) -> list[MovingJob]:
 def _tell(request: _Request) -> Callable[[FileResult], None]:
     """Says what became of a clip: of failures always."""
     return lambda result: note(str(result)) if result.status == "failed" or not request.quiet else None
+
+
+def _is_pipe(photo: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(photo).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], workers: int | None) -> Summary:

@@ -58,7 +58,7 @@ def _read_bytes(path: str | os.PathLike[str], shown: str, max_bytes: int) -> byt
         raise InputError(f"{shown}: {error.strerror or error}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise InputError(f"{shown}: is {kind}; give a picture file")
+        raise InputError(f"{shown}: is {kind}; give a picture file (upscale takes a pipe, too, if it is alone)")
     raise PhotoError(f"{shown}: {status.st_size} bytes are over the limit of {max_bytes}", "payload-too-large")
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import InputError, ResourceError, printable
+from ray_sr.images.aside import written_aside
 from ray_sr.images.carry import carry
 from ray_sr.images.header import PhotoError
 from ray_sr.images.icc import as_rgb_profile, icc_fits
@@ -61,23 +60,10 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         if target.exists() and not target.is_file():
             raise ResourceError(f"{printable(path)}: exists and is not a file; give another name")
-        _replace(target, data)
+        with written_aside(target) as aside:
+            aside.write_bytes(data)
     except OSError as error:
         raise ResourceError(f"{printable(path)}: cannot be written ({error.strerror or error})") from None
-
-
-def _replace(target: Path, data: bytes) -> None:
-    aside = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(aside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def check_result_size(format: str, width: int, height: int) -> None:

@@ -6,9 +6,7 @@ any picture. So a file of bands has the very bytes that `ray_sr.images.write_pho
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import select
 import struct
 import zlib
@@ -21,6 +19,7 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import ResourceError
+from ray_sr.images.aside import written_aside
 from ray_sr.images.carry import carry
 from ray_sr.images.encode import check_result_size, fit_to_format
 from ray_sr.images.photo import Metadata, Photo
@@ -60,18 +59,13 @@ def write_bands(
     parts = (part for colour, alpha in bands for part in _parts(photo, colour, alpha))
     fitted = (fit_to_format(part, format, background) for part in parts)
     target = Path(os.fsdecode(path))
-    aside = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        _write(aside, style, _header(kept, size), map(_samples, fitted))
-        _sync(aside)
-        os.replace(aside, target)
+        with written_aside(target) as aside:
+            _write(aside, style, _header(kept, size), map(_samples, fitted))
     except pyvips.Error as error:
         raise ResourceError(f"{target}: cannot be encoded as {format} ({error_line(error)})") from None
     except OSError as error:
         raise ResourceError(f"{target}: cannot be written ({error.strerror or error})") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
 
 
 def _corner(photo: Photo) -> Photo:
@@ -148,8 +142,3 @@ def _png(header: bytes, bands: Iterator[np.ndarray]) -> Iterator[bytes]:
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())

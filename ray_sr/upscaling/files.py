@@ -27,6 +27,7 @@ from ray_sr.images import (
     read_photo,
     write_photo,
 )
+from ray_sr.images.aside import remove_leftovers
 from ray_sr.images.streaming import write_bands
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
@@ -149,6 +150,8 @@ def upscale_files(
     if dry_run:
         results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
+        for folder in {job.target.parent for job in jobs if job.target}:
+            remove_leftovers(folder)
         report = ProgressReport(len(jobs), stream, quiet)
         worker = UpscaleWorker(engine, wanted, options, before, recorder(ResultRecords()))
         results = list(run_jobs(jobs, worker, report))
@@ -250,10 +253,15 @@ def run_jobs(jobs: Sequence[UpscaleJob], worker: UpscaleWorker, report: Progress
 
     try:
         with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(count := _writers()) as writers:
-            upscaled = map(upscale, _ahead(readers, read, jobs))
-            for result in _ahead(writers, write, upscaled, count):
-                report.finish(result)
-                yield result
+            try:
+                upscaled = map(upscale, _ahead(readers, read, jobs))
+                for result in _ahead(writers, write, upscaled, count):
+                    report.finish(result)
+                    yield result
+            except BaseException:  # Ctrl-C or a signal: what has not begun does not begin any more
+                readers.shutdown(wait=False, cancel_futures=True)
+                writers.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         report.close()
 

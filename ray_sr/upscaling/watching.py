@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ray_sr.errors import InputError, ResourceError
+from ray_sr.images.aside import remove_leftovers
 from ray_sr.storage.lock import locked
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.files import FileOptions, FileResult, Summary, UpscaleWorker, recorder, run_jobs
@@ -84,6 +85,7 @@ class Watch:
         except OSError as error:
             raise ResourceError(f"{self._output}: cannot be made ({error.strerror or error})") from None
         with locked(str(self._output / LOCK), f"the watch into {self._output}", wait=False):
+            remove_leftovers(self._output)
             while True:
                 last = self._stopped.is_set()
                 self._upscale(self._jobs())

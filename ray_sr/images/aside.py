@@ -1,0 +1,58 @@
+"""Files are written under a hidden name beside their place and renamed; what killed processes left is removed.
+
+Each hidden file is locked as long as its process works on it, so that nobody takes it for a leftover.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+_NAME = re.compile(r"\.[0-9a-f]{16}\.part")
+
+
+@contextlib.contextmanager
+def written_aside(target: Path) -> Iterator[Path]:
+    """A hidden path to write to. It takes the target's place after the block, and goes where the block fails."""
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        _is_locked(descriptor)
+        yield aside
+        os.fsync(descriptor)
+        os.replace(aside, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed have left in this folder; where there are no locks, nothing is."""
+    with contextlib.suppress(OSError):
+        for path in [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]:
+            _remove_leftover(path)
+
+
+def _remove_leftover(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if _is_locked(descriptor):
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Lock it, if nobody has and the filesystem can."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,147 @@
+"""Commands with closed streams, pipes that have names, full disks behind stdout, and signals on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_sr.images import write_bytes
+from ray_sr.images.aside import remove_leftovers, written_aside
+from tests.photos import noise
+
+UPSCALE = f"{sys.executable} -m ray_sr.cli upscale -n bicubic -s 2"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    Image.fromarray(noise(20, 24)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{UPSCALE} a.png -o - <&- > b.png",
+        f"{UPSCALE} a.png -o b.png <&- >&- 2>&-",
+        f"{UPSCALE} <(cat a.png) -o - > b.png",
+        f"mkfifo p; cat a.png > p & {UPSCALE} p -o b.png",
+    ],
+)
+def test_closed_streams_and_named_pipes_change_nothing(command: str, photo: Path) -> None:
+    done = shell(command, photo.parent)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    with Image.open(photo.parent / "b.png") as result:
+        assert result.size == (48, 40)
+        result.load()
+    assert not list(photo.parent.glob(".*.part"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (f"{UPSCALE} a.png -o - >&-", 2, b"-o -: stdout is closed: name a file"),
+        (f"{UPSCALE} a.png -o - > /dev/full", 4, b"cannot be written to stdout: No space left on device"),
+        (f"{sys.executable} -m ray_sr.cli recipes list > /dev/full", 4, b"cannot be written to stdout"),
+        (f"{UPSCALE} <(cat a.png) <(cat a.png) -o out", 3, b"not a regular file"),
+    ],
+)
+def test_what_cannot_go_on_is_one_line(command: str, code: int, message: bytes, photo: Path) -> None:
+    done = shell(command, photo.parent)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"defect" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: Path) -> None:
+    """In the middle of a file that is written as it is made."""
+    program = (
+        "import sys, time\nfrom pathlib import Path\nfrom ray_sr.commands.process import end_by_exception\n"
+        "from ray_sr.images.aside import written_aside\nend_by_exception()\n"
+        "with written_aside(Path('b.png')) as aside:\n"
+        "    aside.write_bytes(b'half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    assert process.wait(60) != 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hang_up_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """By nohup."""
+    program = (
+        "import os, signal\nfrom ray_sr.commands.process import end_by_exception\n"
+        "end_by_exception()\nos.kill(os.getpid(), signal.SIGHUP)\nprint('still here')\n"
+    )
+    done = subprocess.run(["nohup", sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=60)
+    assert done.stdout == b"still here\n"
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(photo: Path) -> None:
+    """But neither what a process that lives is writing, nor files of other names."""
+    folder = photo.parent / "out"
+    folder.mkdir()
+    left, foreign = folder / ".0123456789abcdef.part", folder / ".mine.part"
+    left.write_bytes(b"half")
+    foreign.write_bytes(b"not ours")
+    with written_aside(folder / "other.png") as busy:
+        busy.write_bytes(b"half")
+        done = shell(f"{UPSCALE} a.png -o out", photo.parent)
+        assert done.returncode == 0, done.stderr
+        assert not left.exists()
+        assert busy.exists()
+    assert foreign.exists()
+    assert (folder / "other.png").read_bytes() == b"half"
+
+
+def test_a_link_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / ".0123456789abcdef.part").symlink_to(tmp_path / "kept")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "nowhere")
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+def test_a_file_is_locked_as_long_as_it_is_written(tmp_path: Path) -> None:
+    with written_aside(tmp_path / "a") as aside, open(aside, "rb+") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        aside.write_bytes(b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    with pytest.raises(IsADirectoryError), written_aside(tmp_path / "a") as aside:
+        (aside.parent).write_bytes(b"newer")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_many_writers_of_one_file_leave_one_whole(tmp_path: Path) -> None:
+    texts = [bytes([value]) * 100_000 for value in range(8)]
+    threads = [threading.Thread(target=write_bytes, args=(tmp_path / "a", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        remove_leftovers(tmp_path)
+        thread.join()
+    assert (tmp_path / "a").read_bytes() in texts
+    assert os.listdir(tmp_path) == ["a"]
+    assert np.frombuffer((tmp_path / "a").read_bytes(), np.uint8).std() == 0
