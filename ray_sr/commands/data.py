@@ -36,13 +36,14 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
             inputs: str | None, scale: int, **cutting: Any) -> None:  # fmt: skip
     """Cut PHOTOS (folders, globs, files, URIs, Parquet data sets) into Parquet shards.
 
-    Photos that cannot be read or are too small are named and left out; the exit code is then 3.
-    Run again after a break, it makes only the shards that are missing.
+    Photos that cannot be read or are too small are named and left out; the exit code is then 3. Copies of held-out
+    photos are not trained on. Run again after a break, it makes only the shards that are missing or whose photos
+    have changed.
     """
     from pydantic import ValidationError
 
     from ray_sr.data.manifest import Cutting
-    from ray_sr.data.sources import find_photos
+    from ray_sr.data.sources import PassedOver, find_photos
     from ray_sr.progress import Progress
 
     try:
@@ -51,12 +52,19 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
         raise click.UsageError(option + first["msg"].removeprefix("Value error, ")) from None
-    found = find_photos(photos)
+    passed_over: list[PassedOver] = []
+    found = find_photos(photos, passed_over)
+    for one in passed_over:
+        note(str(one))
     note(f"{len(found)} photos, {sum(photo.size for photo in found) / 2**20:.0f} MiB")
     connect_ray()
+    from ray_sr.cluster import telling_of_starvation
     from ray_sr.data.shards import prepare as make_shards
 
-    with Progress("preparing", len(found), "photos", quiet=as_json) as progress:
+    with (
+        Progress("preparing", len(found), "photos", quiet=as_json) as progress,
+        telling_of_starvation(progress),
+    ):
 
         def count(record: dict[str, Any]) -> None:
             if record["reason"]:
@@ -72,6 +80,7 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
         "shards": output,
         "photos": manifest.photos,
         "left_out": [{"name": photo["name"], "reason": photo["reason"]} for photo in made.left_out],
+        "passed_over": [{"path": one.path, "reason": one.why} for one in passed_over],
         "sub_images": manifest.rows("train"),
         "flat": sum(photo["flat"] for photo in made.photos),
         "duplicates": manifest.duplicates,
@@ -84,9 +93,11 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
         f"{len(manifest.shards)} shards, {size / 2**20:.0f} MiB",
         as_json,
     )
-    unreadable = [photo for photo in made.left_out if not photo["height"]]
-    if unreadable:
-        raise InputError(f"{len(unreadable)} of {len(found)} photos could not be read, they are named above")
+    if not manifest.photos["validation"]:
+        note("no photo is held out: training will measure nothing")
+    lost = [photo for photo in made.left_out if not photo["copy"]] + [one for one in passed_over if one.lost]
+    if lost:
+        raise InputError(f"{len(lost)} of {len(found)} photos cannot be used, they are named above")
 
 
 @data.command()
@@ -175,8 +186,7 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
 
     For comparison, a torch DataLoader that decodes a whole photograph for each crop, as most trainers do.
     """
-    import os
-
+    from ray_sr.cluster import available_cpus
     from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
@@ -187,5 +197,5 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
     from ray_sr.bench.data_plane import measure, table
     from ray_sr.storage import resolve_location
 
-    figures = measure(recipe, resolve_location(shards), seconds, processes or len(os.sched_getaffinity(0)))
+    figures = measure(recipe, resolve_location(shards), seconds, processes or available_cpus())
     show(figures, table(figures), as_json)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from ray_sr.storage import exists, first_line, open_filesystem, read_file, write
 
 MANIFEST = "manifest.json"
 PHOTOS = "photos.parquet"
+SHARD_NAME = re.compile(r"\.?(train|validation)-\d{5}-[0-9a-f]{12}\.parquet(\..*\.tmp)?$")  # and half-written ones
 
 Split = Literal["train", "validation"]
 Encoding = Literal["webp", "png", "raw"]
@@ -66,8 +69,10 @@ class Manifest(Section):
 
     @property
     def digest(self) -> str:
-        text = json.dumps([shard.sha256 for shard in self.shards])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(self.shards)
+
+    def digest_of(self, split: Split) -> str:
+        return _digest(self.of_split(split))
 
     def of_split(self, split: Split) -> list[Shard]:
         return [shard for shard in self.shards if shard.split == split]
@@ -94,6 +99,10 @@ PHOTO_SCHEMA = pa.schema(
         ("warnings", pa.string()),
     ]
 )
+
+
+def _digest(shards: Sequence[Shard]) -> str:
+    return hashlib.sha256(json.dumps([shard.sha256 for shard in shards]).encode()).hexdigest()
 
 
 def write_manifest(

@@ -18,10 +18,10 @@ from ray_sr.images import Photo, decode, rgb8
 from ray_sr.images.resample import downscale_array, mod_crop
 from ray_sr.storage import first_line, open_filesystem, read_file
 
-# Benchmark sets name their LR files 0801x4, img_001_SRF_4_LR, baby_LRBI_x4 …; HR files end in _HR or _GT.
-_DECORATION = re.compile(
-    r"[ ._-]*x[1-8]$|[ ._-]+(?:lr|hr|gt|lrbic?|bicubic|srf[ ._-]?[1-8]|blur|blurred|blurry|sharp)$", re.IGNORECASE
-)
+# Benchmark sets name their LR files 0801x4, babyx4, img_001_SRF_4_LR, baby_LRBI_x4 …; HR files end in _HR or _GT.
+_ENDING = r"[ ._-]+(?:x[1-8]|lr|hr|gt|lrbic?|bicubic|srf[ ._-]?[1-8]|blur|blurred|blurry|sharp)$"
+_DECORATION = re.compile(_ENDING, re.IGNORECASE)
+_SCALE = re.compile(r"x[1-8]$", re.IGNORECASE)  # without a separator: of LR files, once
 _MOST_CUT = 12  # sets made for several scales crop HR to a multiple of 12, so their LR may miss up to 11 rows
 
 
@@ -72,6 +72,9 @@ def match_pairs(photos: Sequence[PhotoFile], lr_folder: str, scale: int) -> tupl
     found, left_out = [], []
     match = _Matcher(photos, find_photos([lr_folder]), scale)
     for photo in photos:
+        if match.is_ambiguous(photo):
+            left_out.append(LeftOut(photo.name, "several photos have this name: give them different ones"))
+            continue
         candidates = match.candidates(photo)
         if len(candidates) == 1:
             found.append(PairFiles(photo, candidates[0]))
@@ -105,19 +108,26 @@ class _Matcher:
     def __init__(self, hr: Sequence[PhotoFile], lr: Sequence[PhotoFile], scale: int) -> None:
         self.scale = scale
         self.exact = _grouped((_without_suffix(photo.name), photo) for photo in lr)
-        hr_names = {_without_suffix(photo.name) for photo in hr}
-        spare = [photo for photo in lr if _without_suffix(photo.name) not in hr_names]
-        self.bare = _grouped((_bare(photo.name), photo) for photo in spare)
-        self.wanted = Counter(_bare(photo.name) for photo in hr if _without_suffix(photo.name) not in self.exact)
+        self.hr = Counter(_without_suffix(photo.name) for photo in hr)
+        spare = [photo for photo in lr if _without_suffix(photo.name) not in self.hr]
+        self.bare = _grouped((name, photo) for photo in spare for name in _bare_names(photo.name, is_lr=True))
+        others = [photo for photo in hr if _without_suffix(photo.name) not in self.exact]
+        self.wanted = Counter(name for photo in others for name in _bare_names(photo.name, is_lr=False))
+
+    def is_ambiguous(self, photo: PhotoFile) -> bool:
+        """Whether other HR photos have the same name: no LR photo says which of them it belongs to."""
+        return self.hr[_without_suffix(photo.name)] > 1
 
     def candidates(self, photo: PhotoFile) -> list[PhotoFile]:
         name = _without_suffix(photo.name)
         if name in self.exact:
             return self.exact[name]
-        bare = _bare(photo.name)
-        found = self.bare.get(bare, []) if self.wanted[bare] == 1 else []
-        at_scale = [lr for lr in found if re.search(rf"(x|srf[ ._-]?){self.scale}(?!\d)", lr.name, re.IGNORECASE)]
-        return at_scale if len(found) > 1 and at_scale else found
+        for bare in _bare_names(photo.name, is_lr=False):
+            if found := self.bare.get(bare, []) if self.wanted[bare] == 1 else []:
+                wanted = rf"(x|srf[ ._-]?){self.scale}(?!\d)"
+                at_scale = [lr for lr in found if re.search(wanted, lr.name, re.IGNORECASE)]
+                return at_scale if len(found) > 1 and at_scale else found
+        return []
 
 
 def _grouped(entries: Iterable[tuple[str, PhotoFile]]) -> dict[str, list[PhotoFile]]:
@@ -131,13 +141,19 @@ def _without_suffix(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _bare(name: str) -> str:
-    """The name without suffix and without endings that say which side of a pair it is."""
+def _bare_names(name: str, *, is_lr: bool) -> list[str]:
+    """The name without suffix, then without one after the other of the endings that say which side it is."""
     path = PurePosixPath(name)
-    stem = path.stem
-    while (shorter := _DECORATION.sub("", stem)) not in (stem, ""):
+    stem, names, scaled = path.stem, [path.stem], not is_lr
+    while True:
+        shorter = _DECORATION.sub("", stem)
+        if shorter == stem and not scaled:
+            shorter, scaled = _SCALE.sub("", stem), True
+        if shorter in (stem, ""):
+            return [str(path.with_name(stem)) for stem in names]
+        scaled = scaled or bool(re.search(r"x[1-8]$", stem, re.IGNORECASE))
         stem = shorter
-    return str(path.with_name(stem))
+        names.append(stem)
 
 
 def _mismatch(candidates: Sequence[PhotoFile], folder: str | os.PathLike[str]) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,19 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from ray_sr.cluster import require_shared
-from ray_sr.data.manifest import Cutting, Manifest, Shard, Split, write_manifest
+from ray_sr.data.held_out import HeldOutPhotos, choose_held_out
+from ray_sr.data.manifest import SHARD_NAME, Cutting, Manifest, Shard, Split, write_manifest
 from ray_sr.data.pairs import match_pairs
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
-from ray_sr.data.sub_images import PHOTO_LIMITS, SHARD_SCHEMA, Record, read_and_cut, stored_bytes
+from ray_sr.data.sub_images import (
+    PHOTO_LIMITS,
+    SHARD_SCHEMA,
+    Record,
+    file_digest,
+    read_and_cut,
+    stamp_of,
+    stored_bytes,
+)
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import PhotoError, decode
 from ray_sr.storage import (
@@ -42,16 +52,16 @@ SHARD_BYTES = 128 << 20  # what a shard is expected to take; estimates are off b
 MINIMUM_GROUP_BYTES = 1 << 20  # photo files of one shard, at least, where a small set is shared among tasks
 LEAST_SHARDS = 8
 PROBED_PHOTOS = 16
-OURS = re.compile(r"\.?(train|validation)-\d{5}-[0-9a-f]{12}\.parquet(\..*\.tmp)?$")
 
 
 @dataclass(frozen=True)
 class Group:
-    """The photos of one shard."""
+    """The photos of one shard. `held_out`: pixels of photos to validate on, which are not trained on."""
 
     shard: str
     split: Split
     photos: tuple[PhotoFile, ...]
+    held_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def prepare(
     """Cut photos into shards under `output`; Ray must be running.
 
     `validation` is the share of photos held out (at most 100, at least 1 of 2), chosen by the hash of
-    their names; `hold_out` names them instead. `inputs` is a folder with the input photo of each photo, of
+    their names among those that can be used; `hold_out` names them instead. A copy of a held-out photo is not
+    trained on. `inputs` is a folder with the input photo of each photo, of
     the same name and 1 / `cutting.input_scale` of its size. `progress` is called with each photo's record.
     Raises InputError where no photo can be used and ResourceError where `output` cannot be written.
     """
@@ -89,7 +100,7 @@ def prepare(
     if inputs is not None:
         photos = _with_partners(photos, inputs, cutting.input_scale)
     _require_shared_folder(output, photos)
-    groups = _groups(photos, _split(photos, validation, hold_out), cutting)
+    groups = _groups(photos, choose_held_out(photos, validation, hold_out, cutting), cutting)
     records: list[dict[str, Any]] = []
     shards: list[Shard] = []
     for shard, photo_records in _write_all(groups, output, cutting):
@@ -127,7 +138,19 @@ def _require_shared_folder(output: str, photos: Sequence[PhotoFile]) -> None:
 
 
 def _with_partners(photos: Sequence[PhotoFile], inputs: str, scale: int) -> list[PhotoFile]:
-    """The photos with their input photos; those that have none will be named in the manifest."""
+    """The photos with their input photos; those that have none will be named in the manifest.
+
+    Raises InputError where several photos have one name, as those of two folders may: each would get the same.
+    """
+    twice = [
+        name for name, times in Counter(str(PurePath(p.name).with_suffix("")) for p in photos).items() if times > 1
+    ]
+    if twice:
+        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+        raise InputError(
+            f"several photos are called {twice[0]}{more}: which input photo is whose cannot be told: "
+            "give one folder, whose folders --inputs has too, or rename them"
+        )
     pairs, _ = match_pairs(photos, inputs, scale)
     partner = {pair.hr.uri: pair.lr for pair in pairs}
     return [replace(photo, partner=partner.get(photo.uri)) for photo in photos]
@@ -142,29 +165,25 @@ def _duplicates(output: str, shards: Sequence[Shard]) -> int:
     return len(content) - len(np.unique(content))
 
 
-def _split(photos: Sequence[PhotoFile], share: float, hold_out: Sequence[str]) -> set[str]:
-    """URIs of the held-out photos."""
-    named = {photo.uri for photo in photos if photo.name in hold_out or photo.uri in hold_out}
-    for name in hold_out:
-        if not any(name in (photo.name, photo.uri) for photo in photos):
-            raise InputError(f"--hold-out {name}: no such photo among the {len(photos)} given")
-    wanted = min(100, max(round(share * len(photos)), 1)) if share > 0 and len(photos) > 1 else 0
-    by_hash = sorted(photos, key=lambda photo: hashlib.sha256(photo.name.encode()).digest())
-    return named or {photo.uri for photo in by_hash[:wanted]}
-
-
-def _groups(photos: Sequence[PhotoFile], held_out: set[str], cutting: Cutting) -> list[Group]:
+def _groups(photos: Sequence[PhotoFile], held_out: HeldOutPhotos, cutting: Cutting) -> list[Group]:
     """Photos packed into shards by file size: the same photos and cutting give the same groups."""
     target = _group_bytes(photos, cutting)
     groups: list[Group] = []
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
-        members = [photo for photo in photos if (photo.uri in held_out) == (split == "validation")]
+        members = [photo for photo in photos if (photo.uri in held_out.uris) == (split == "validation")]
+        barred = held_out.pixels if split == "train" else {}
         for index, packed in enumerate(_pack(members, target)):
-            described = json.dumps([cutting.model_dump(), [asdict(photo) for photo in packed]])
+            described = json.dumps([cutting.model_dump(), [_described(photo) for photo in packed], barred])
             digest = hashlib.sha256(described.encode()).hexdigest()[:12]
-            groups.append(Group(f"{split}-{index:05d}-{digest}.parquet", split, tuple(packed)))
+            groups.append(Group(f"{split}-{index:05d}-{digest}.parquet", split, tuple(packed), barred))
     return groups
+
+
+def _described(photo: PhotoFile) -> dict[str, Any]:
+    """What a photo is called, without its stamps: whether it has changed since is asked of the shard itself."""
+    partner = photo.partner and asdict(replace(photo.partner, stamp=""))
+    return {**asdict(replace(photo, stamp="", partner=None)), "partner": partner}
 
 
 def _group_bytes(photos: Sequence[PhotoFile], cutting: Cutting) -> int:
@@ -216,7 +235,7 @@ def _write_shard_row(row: dict[str, Any], *, output: str, cutting: Cutting) -> d
     """The Ray Data task: one group of photos in, one shard on storage and its records out."""
     described = json.loads(row["group"])
     photos = tuple(_photo_file(photo) for photo in described["photos"])
-    group = Group(described["shard"], described["split"], photos)
+    group = Group(described["shard"], described["split"], photos, described["held_out"])
     try:
         shard, records = write_shard(group, output, cutting)
     except ResourceError as error:
@@ -230,10 +249,13 @@ def _photo_file(fields: dict[str, Any]) -> PhotoFile:
 
 
 def write_shard(group: Group, output: str, cutting: Cutting) -> tuple[Shard, list[dict[str, Any]]]:
-    """Write the shard of a group unless it is there already. Returns it and a record of each photo."""
+    """Write the shard of a group unless it is there already, of the same photos.
+
+    Returns it and a record of each photo.
+    """
     filesystem, folder = open_filesystem(output)
     path = f"{folder}/{group.shard}"
-    if filesystem.get_file_info(path).type != pafs.FileType.File:
+    if filesystem.get_file_info(path).type != pafs.FileType.File or _has_changed(filesystem, path, group):
         aside = temporary_name(path)
         try:
             _write_parquet(filesystem, aside, group, cutting)
@@ -244,6 +266,24 @@ def write_shard(group: Group, output: str, cutting: Cutting) -> tuple[Shard, lis
     return _describe(filesystem, path, group)
 
 
+def _has_changed(filesystem: pafs.FileSystem, path: str, group: Group) -> bool:
+    """Whether a photo of this shard has other bytes since; asked of its stamp first."""
+    try:
+        with filesystem.open_input_file(path) as file:
+            records = json.loads(pq.ParquetFile(file).metadata.metadata[b"ray_sr.photos"])
+    except (OSError, pa.ArrowException, KeyError, ValueError):
+        return True
+    for photo, record in zip(group.photos, records, strict=True):
+        if record.get("stamp") == stamp_of(photo):
+            continue
+        try:
+            if file_digest(photo) != record["sha256"]:
+                return True
+        except (OSError, pa.ArrowException):
+            return True
+    return False
+
+
 def _write_parquet(filesystem: pafs.FileSystem, path: str, group: Group, cutting: Cutting) -> None:
     records: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
@@ -251,7 +291,7 @@ def _write_parquet(filesystem: pafs.FileSystem, path: str, group: Group, cutting
         path, SHARD_SCHEMA, filesystem=filesystem, compression="none", write_page_checksum=True
     ) as writer:
         for photo in group.photos:
-            record, rows = read_and_cut(photo, group.split, cutting)
+            record, rows = read_and_cut(photo, group.split, cutting, group.held_out)
             records.append(record)
             waiting.extend(rows)
             while len(waiting) >= ROWS_IN_GROUP:
@@ -295,5 +335,5 @@ def damage_of(shards: str, shard: Shard) -> str:
 def _remove_strays(filesystem: pafs.FileSystem, folder: str, keep: set[str]) -> None:
     """Remove shards of earlier cuttings and half-written ones of killed tasks: only names of our own."""
     for info in filesystem.get_file_info(pafs.FileSelector(folder)):
-        if OURS.fullmatch(info.base_name) and info.base_name not in keep:
+        if SHARD_NAME.fullmatch(info.base_name) and info.base_name not in keep:
             remove_quietly(filesystem, info.path)

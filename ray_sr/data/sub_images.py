@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,32 +39,35 @@ Record = dict[str, Any]
 Box = tuple[int, int, int, int]
 
 
-def read_and_cut(photo: PhotoFile, split: Split, cutting: Cutting) -> tuple[Record, list[dict[str, Any]]]:
-    """A record of this photo, and its rows: none where it cannot be used."""
+def read_and_cut(
+    photo: PhotoFile, split: Split, cutting: Cutting, held_out: Mapping[str, str] | None = None
+) -> tuple[Record, list[dict[str, Any]]]:
+    """A record of this photo, and its rows: none where it cannot be used.
+
+    `held_out`: `pixel_digest` -> name of photos whose copies are no photos to train on.
+    """
     record: Record = {
         "source": photo.uri,
         "name": photo.name,
         "bytes": photo.size,
         "sha256": "",
+        "stamp": stamp_of(photo),
         "height": 0,
         "width": 0,
         "split": split,
         "rows": 0,
         "flat": 0,
         "reason": "",
+        "copy": False,
         "warnings": "",
     }
-    try:
-        pixels, inputs = _read(photo, record, cutting)
-    except (PhotoError, InputError) as error:
-        record["reason"] = first_line(error)
+    usable = _usable(photo, record, cutting)
+    if usable is None:
         return record, []
-    except (OSError, pa.ArrowException) as error:
-        record["reason"] = access_error(photo.uri, error)
-        return record, []
+    pixels, inputs = usable
     height, width = pixels.shape[:2]
-    if min(height, width) < cutting.minimum:
-        record["reason"] = f"too small: {width}x{height}, the smaller side must be {cutting.minimum} or more"
+    if held_out and (name := held_out.get(pixel_digest(pixels))) is not None:
+        record.update(reason=f"the same pixels as the held-out photo {name}", copy=True)
         return record, []
     boxes = [(0, 0, height, width)] if split == "validation" else list(sub_images(height, width, cutting))
     if split == "train" and cutting.drop_flat:
@@ -73,6 +76,50 @@ def read_and_cut(photo: PhotoFile, split: Split, cutting: Cutting) -> tuple[Reco
     rows = [_row(photo.name, record["sha256"], pixels, inputs, box, cutting) for box in boxes]
     record["rows"] = len(rows)
     return record, rows
+
+
+def probe(photo: PhotoFile, cutting: Cutting) -> tuple[str, str]:
+    """`pixel_digest` of a photo, or an empty text and why it cannot be used."""
+    record: Record = {"reason": ""}
+    usable = _usable(photo, record, cutting)
+    return (pixel_digest(usable[0]), "") if usable else ("", record["reason"])
+
+
+def _usable(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Pixels of the photo and of its input photo; None, with a reason in the record, where it cannot be cut."""
+    try:
+        pixels, inputs = _read(photo, record, cutting)
+    except (PhotoError, InputError) as error:
+        record["reason"] = first_line(error)
+        return None
+    except (OSError, pa.ArrowException) as error:
+        record["reason"] = access_error(photo.uri, error)
+        return None
+    height, width = pixels.shape[:2]
+    if min(height, width) < cutting.minimum:
+        record["reason"] = f"too small: {width}x{height}, the smaller side must be {cutting.minimum} or more"
+        return None
+    return pixels, inputs
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """Of uint8 H×W×3: equal for equal photos, whatever their files."""
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()[:16]).hexdigest()
+
+
+def stamp_of(photo: PhotoFile) -> str:
+    """Of the photo and its input photo."""
+    return f"{photo.stamp} {photo.partner.stamp}" if photo.partner else photo.stamp
+
+
+def file_digest(photo: PhotoFile) -> str:
+    """SHA-256 of the file, or of those of the photo and its input photo. Raises OSError as pyarrow gives it."""
+    sha256 = hashlib.sha256(read_photo_bytes(photo)).hexdigest()
+    return _joined(sha256, read_photo_bytes(photo.partner)) if photo.partner else sha256
+
+
+def _joined(sha256: str, partner: bytes) -> str:
+    return hashlib.sha256(f"{sha256} {hashlib.sha256(partner).hexdigest()}".encode()).hexdigest()
 
 
 def _read(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndarray, np.ndarray | None]:
@@ -86,9 +133,7 @@ def _read(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndarra
         if photo.partner is None:
             raise InputError("no input photo of this name")
         data = read_photo_bytes(photo.partner)
-        record["sha256"] = hashlib.sha256(
-            f"{record['sha256']} {hashlib.sha256(data).hexdigest()}".encode()
-        ).hexdigest()
+        record["sha256"] = _joined(record["sha256"], data)
         partner = decode(data, PHOTO_LIMITS)
         inputs = rgb8(partner)
         warnings += [f"input photo: {warning}" for warning in partner.warnings]
