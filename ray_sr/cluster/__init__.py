@@ -2,6 +2,7 @@
 
 from ray_sr.cluster.connect import (
     CAPACITY,
+    available_cpus,
     capacity,
     connect,
     disconnect,
@@ -10,11 +11,13 @@ from ray_sr.cluster.connect import (
     missing_here,
     not_shared,
     require_shared,
+    telling_of_starvation,
     use_token,
 )
 
 __all__ = [
     "CAPACITY",
+    "available_cpus",
     "capacity",
     "connect",
     "disconnect",
@@ -23,5 +26,6 @@ __all__ = [
     "missing_here",
     "not_shared",
     "require_shared",
+    "telling_of_starvation",
     "use_token",
 ]

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray_sr.errors import ClusterError, ResourceError
 from ray_sr.storage import first_line
 
 CAPACITY = "RAY_SR_CAPACITY"
+STARVED_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
+# A path of a socket has 107 bytes at most, of which /session_DATE_TIME_PID/sockets/plasma_store take up to 66.
+LONGEST_FOLDER = 107 - 66
+_ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]@]+):(?P<port>\d{1,5})")
 
 # Ray reads these when it starts; what a user has set wins.
 _SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker is shown twice
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in workers and driver
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # keep CUDA_VISIBLE_DEVICES of workers without GPUs
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # one checkpoint is taken note of at each, by default every 2 s
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS": "1",
 }
@@ -34,11 +45,12 @@ def connect(verbose: bool = False, *, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     if address := os.environ.get("RAY_ADDRESS"):
+        check_address(address)
         _prepare(verbose)
         try:
             ray.init(address=address, logging_level=_level(verbose), log_to_driver=verbose)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ClusterError(f"cannot reach the Ray cluster at {address}: {first_line(error)}") from None
+            raise ClusterError(f"cannot reach the Ray cluster at {address}: {_reason(error)}") from None
     else:
         local_ray(verbose=verbose, dashboard=dashboard)
 
@@ -54,22 +66,104 @@ def local_ray(
     """Start Ray on this machine for this process alone.
 
     `dashboard` serves Ray's web page and state API on 127.0.0.1; starting it takes a few seconds.
-    `cpus` is by default the machine's, but 2 at least: one trains while the other makes crops.
+    `cpus` is by default what the machine or its container gives, but 2 at least: one trains while the other makes
+    crops. Raises ResourceError where Ray cannot be started here.
     """
     import ray
 
     _prepare(verbose)
+    temporary = temporary or own_folder()
+    _have_token()
     options: dict[str, Any] = {"_temp_dir": temporary} if temporary else {}
-    ray.init(
-        address="local",
-        num_cpus=cpus or max(2, len(os.sched_getaffinity(0))),
-        include_dashboard=dashboard,
-        configure_logging=True,
-        logging_level=_level(verbose),
-        log_to_driver=verbose,
-        object_store_memory=object_store_bytes,
-        **options,
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or max(2, available_cpus()),
+            include_dashboard=dashboard,
+            configure_logging=True,
+            logging_level=_level(verbose),
+            log_to_driver=verbose,
+            object_store_memory=object_store_bytes,
+            **options,
+        )
+    except Exception as error:  # Ray raises a bare Exception where a process of its own does not come up
+        raise ResourceError(f"cannot start Ray on this machine: {_reason(error)}") from error
+
+
+def check_address(address: str) -> None:
+    """Raises ClusterError where RAY_ADDRESS has another form than Ray's, or nobody answers there within seconds.
+
+    Ray itself tries for a quarter of an hour.
+    """
+    if address in ("auto", "local"):
+        return
+    found = _ADDRESS.fullmatch(address)
+    if found is None or int(found["port"]) > 65535:
+        raise ClusterError(
+            f"RAY_ADDRESS={address}: write HOST:6379, ray://HOST:10001, auto or local; the address of a job server "
+            "(http://…) belongs into RAY_API_SERVER_ADDRESS"
+        )
+    try:
+        with socket.create_connection(
+            (found["host"].strip("[]"), int(found["port"])), timeout=ANSWER_SECONDS
+        ) as peer:
+            speaks = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_grpc(peer)
+    except OSError as error:
+        raise ClusterError(f"cannot reach the Ray cluster at {address}: {first_line(error)}") from None
+    if not speaks:
+        raise ClusterError(f"cannot reach the Ray cluster at {address}: what listens there is not Ray")
+
+
+def _speaks_grpc(peer: socket.socket) -> bool:
+    """Whether the other side greets as HTTP/2 does: a frame of type SETTINGS (RFC 9113, section 3.4)."""
+    peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    header = b""
+    while len(header) < 4 and (more := peer.recv(4 - len(header))):
+        header += more
+    return header[3:4] == b"\x04"
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: those of its affinity, or fewer where its container has a limit."""
+    from ray._private.utils import get_num_cpus
+
+    return min(len(os.sched_getaffinity(0)), max(1, int(get_num_cpus(override_docker_cpu_warning=True))))
+
+
+def own_folder() -> str | None:
+    """Where Ray's files go if not into its usual folder: that is another user's, or its name too long."""
+    usual = os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+    if len(os.fsencode(usual)) <= LONGEST_FOLDER and _is_writable(usual):
+        return None
+    own = f"/tmp/ray-{os.getuid()}"
+    if not _is_writable(own):
+        raise ResourceError(
+            f"neither {usual} nor {own} can hold Ray's files: set RAY_TMPDIR to a folder of yours with a short "
+            f"name (at most {LONGEST_FOLDER - len('/ray')} bytes)"
+        )
+    return own
+
+
+def _is_writable(folder: str) -> bool:
+    """Whether it is there for this user, or can be made."""
+    while not os.path.exists(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+def _have_token() -> None:
+    """Give Ray a token for this process's own cluster where it could not keep one in this user's home."""
+    said = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    file = Path("~/.ray/auth_token").expanduser()
+    kept = os.access(file, os.R_OK) if file.exists() else _is_writable(str(file.parent))
+    if not said and not kept:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _reason(error: BaseException) -> str:
+    """The first sentence of one of Ray's long messages."""
+    text = " ".join(first_line(error).split())
+    return text.removesuffix(", either:").rstrip(":") or type(error).__name__
 
 
 def capacity() -> dict[str, float]:
@@ -135,6 +229,38 @@ def not_shared(missing: tuple[str, str]) -> ResourceError:
         f"{Path(file).parent}: node {node} does not have it, it is a folder of one machine: several need a share "
         "that all of them have at this path, or a bucket (RAY_SR_STORAGE)"
     )
+
+
+class Counting(Protocol):
+    """Progress: how much is done, and where lines are said."""
+
+    count: int
+
+    def say(self, text: str) -> None: ...
+
+
+@contextmanager
+def telling_of_starvation(progress: Counting, seconds: float = STARVED_SECONDS) -> Iterator[None]:
+    """While the block waits for tasks, say now and then that nothing has come and no CPU is free for them."""
+    import ray
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        count, wait = progress.count, seconds
+        while not ended.wait(wait):
+            if progress.count == count and ray.available_resources().get("CPU", 0) < 1:
+                progress.say("nothing for a while and no CPU of the cluster is free: it waits, or is slow")
+                wait = 6 * seconds
+            count = progress.count
+
+    thread = threading.Thread(target=watch, name="starvation", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def use_token() -> None:

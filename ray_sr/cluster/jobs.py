@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -17,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from aiohttp import ClientError
 from ray.exceptions import AuthenticationError, RayError
@@ -29,6 +33,10 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 POLL_SECONDS = 0.5
 RECONNECT_SECONDS = 60.0
 LARGEST_FILE = 1 << 20
+# A job is run by the `python` of the head's PATH, which has to be the one that Ray itself runs in.
+_WRONG_PYTHON = re.compile(
+    r"python: (?:command )?not found|No module named '?(?:ray_sr|ray|click|pydantic|torch|yaml)\b"
+)
 # Where data, runs and models are is the same for the job as here; whatever else the cluster has set stays.
 PASSED_ON = ("RAY_SR_STORAGE", "RAY_SR_STORE")
 STOP_SECONDS = "120"  # what a stopped job has for its checkpoint; Ray's default of 3 s is too short for one
@@ -66,6 +74,7 @@ class JobServer:
         for name in _CHATTY:
             logging.getLogger(name).setLevel(logging.WARNING)
         # Ray lets its variables win over the argument: what is said on the command line counts here.
+        _pass_proxies_by(self.address)
         with self._talking(), _environment(RAY_API_SERVER_ADDRESS=self.address):
             self._client = JobSubmissionClient(self.address)
 
@@ -75,6 +84,11 @@ class JobServer:
             arguments = stage(job, Path(folder))
             passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
             environment = {"RAY_JOB_STOP_WAIT_TIME_S": STOP_SECONDS, **passed, **job.environment}
+            if job.name and (state := self._state_of(job.name)):
+                raise RecipeError(
+                    f"--id {job.name}: the cluster has a job of this id ({state}): give another one, or follow it "
+                    f"with --follow {job.name}"
+                )
             return self._client.submit_job(
                 entrypoint=shlex.join(["python", "-m", "ray_sr.cli", *arguments]),
                 submission_id=job.name,
@@ -82,6 +96,11 @@ class JobServer:
                 entrypoint_num_cpus=job.cpus or None,
                 entrypoint_num_gpus=job.gpus or None,
             )
+
+    def _state_of(self, job_id: str) -> str | None:
+        """PENDING, RUNNING, SUCCEEDED …; None where the cluster knows no such job."""
+        found = next((job for job in self._client.list_jobs() if job.submission_id == job_id), None)
+        return str(found.status.name) if found else None
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> int:
         """`show` the job's log until it ends; returns the exit code of its process, 130 if it was stopped.
@@ -107,6 +126,11 @@ class JobServer:
                     raise
             else:
                 if (code := self._exit_code(job_id, info)) is not None:
+                    if code and (wrong := _WRONG_PYTHON.search(log.end)):
+                        raise ClusterError(
+                            f"the head of the cluster was started without its environment's PATH ({wrong[0]}): "
+                            "activate it before `ray start`, or set PATH in the cluster's file"
+                        )
                     return code
             time.sleep(POLL_SECONDS)
 
@@ -141,6 +165,7 @@ class JobServer:
             return ClusterError(
                 f"no job server at {self.address}: is the cluster up, with ray[default] on its head, and the "
                 "address right? (--address, RAY_API_SERVER_ADDRESS; `ray dashboard cluster.yaml` makes a tunnel)"
+                + _proxy_hint(self.address)
             )
         return ClusterError(f"{self.address}: {_line(text)}")
 
@@ -174,6 +199,7 @@ class _Log:
     def __init__(self, show: Callable[[str], None], pressed: threading.Event) -> None:
         self._show, self._pressed = show, pressed
         self.seen = 0
+        self.end = ""
 
     def stop_if_pressed(self) -> None:
         if self._pressed.is_set():
@@ -185,7 +211,9 @@ class _Log:
         async for text in client.tail_job_logs(job_id):
             self.stop_if_pressed()
             if position + len(text) > self.seen:
-                self._show(text[max(0, self.seen - position) :])
+                new = text[max(0, self.seen - position) :]
+                self._show(new)
+                self.end = (self.end + new)[-2000:]
             position += len(text)
             self.seen = max(self.seen, position)
 
@@ -215,6 +243,28 @@ def _address() -> str:
     """The job server's address as Ray's own commands find it; the usual one of this machine without any."""
     said = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or DEFAULT_ADDRESS
     return said if "://" in said else DEFAULT_ADDRESS
+
+
+def _pass_proxies_by(address: str) -> None:
+    """A proxy reaches neither this machine nor, as a rule, the addresses of a private network."""
+    host = urlsplit(address).hostname or ""
+    try:
+        inside = ipaddress.ip_address(host).is_private
+    except ValueError:
+        inside = host == "localhost" or host.endswith(".local")
+    if inside and not proxy_bypass(host):
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
+
+
+def _proxy_hint(address: str) -> str:
+    """What to look at where a proxy of the environment stands between."""
+    parts = urlsplit(address)
+    proxy = getproxies().get(parts.scheme)
+    if proxy is None or proxy_bypass(parts.hostname or ""):
+        return ""
+    name = urlsplit(proxy).netloc.rpartition("@")[2]
+    return f"; it was asked by way of the proxy {name}, which NO_PROXY={parts.hostname} goes past"
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def doctor(as_json: bool) -> None:
     import torch
 
     from ray_sr import __version__
+    from ray_sr.cluster import available_cpus
     from ray_sr.perceptual.vgg import cached_weights
     from ray_sr.store import Store
     from ray_sr.upscaling.accelerator import describe_gpu, describe_runtime
@@ -34,7 +35,7 @@ def doctor(as_json: bool) -> None:
         "ray-sr": __version__,
         "python": platform.python_version(),
         **{name: _version(name) for name in (*PACKAGES, *OPTIONAL)},
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": available_cpus(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": cuda,
         "gpu_runtime": describe_runtime(),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_sr.errors import InputError, RecipeError, ResourceError
+from ray_sr.errors import InputError, RecipeError, ResourceError, printable
 
 STORAGE = "RAY_SR_STORAGE"
 DEFAULT_STORE = "~/.ray-sr/models"
@@ -36,6 +36,8 @@ def resolve_location(name: str | os.PathLike[str]) -> str:
     RecipeError inside a Ray job without RAY_SR_STORAGE: its current folder goes when it ends.
     """
     text = os.fspath(name)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise RecipeError(f"{printable(text)}: a name that is not UTF-8: give another")
     if "://" in text:
         return text
     path, root = Path(text).expanduser(), os.environ.get(STORAGE)

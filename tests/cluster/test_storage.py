@@ -34,7 +34,7 @@ training: {log_every: 1, checkpoint_every: 2, cpus_per_worker: 0.5, precision: f
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # with the cache of runs
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # where no run leaves anything
     (tmp_path / "bucket").mkdir()
     return f"fsspec+file://{tmp_path}/bucket"
 
