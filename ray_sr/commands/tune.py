@@ -72,7 +72,7 @@ def tune(
     if resume:
         assert output
         sweep = SweepFolder.at(output)
-        _check_same(sweep, recipe, space)
+        _check_same(sweep, recipe, space, shards)
         change_budget(sweep, trials=trials, seconds=seconds)
     else:
         assert recipe
@@ -132,13 +132,16 @@ def _check_store(store: str | None, channel: str) -> None:
         )
 
 
-def _check_same(sweep: SweepFolder, recipe: Recipe | None, space: Space | None) -> None:
-    """A sweep goes on with what it began with: another recipe or space given beside --resume is refused."""
+def _check_same(sweep: SweepFolder, recipe: Recipe | None, space: Space | None, shards: str | None) -> None:
+    """A sweep goes on with what it began with: another recipe, space or data given beside --resume is refused."""
     from ray_sr.errors import RecipeError
+    from ray_sr.storage import resolve_location
 
     other = "leave it out, or begin another sweep with another -o"
     if recipe is not None and recipe != sweep.recipe():
         raise RecipeError(f"{sweep.path}: the sweep began with another recipe than -c gives: {other}")
+    if shards is not None and resolve_location(shards) != sweep.card().shards:
+        raise RecipeError(f"{sweep.path}: the sweep began with {sweep.card().shards}, not --data {shards}: {other}")
     begun = sweep.space()
     if space is not None and space.model_copy(update={"budget": begun.budget}) != begun:
         raise RecipeError(f"{sweep.path}: the sweep began with another space than -s gives: {other}")

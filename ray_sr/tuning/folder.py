@@ -34,6 +34,7 @@ class SweepCard(Section):
     format: Literal[1] = 1
     space: dict[str, Any]
     shards: str
+    data_digest: str = Field("", description="of the shards' manifest when the sweep began")
     seconds: float = Field(0.0, ge=0, description="time spent so far, all sessions together")
     gpu_seconds: float = Field(0.0, ge=0, description="GPUs in use times seconds")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -269,12 +270,12 @@ def _outcome(trial: TrialFolder, recipe: Recipe, metric: str) -> Outcome | None:
         step=max((record["step"] for record in [*validations, *steps]), default=0),
         steps=own.total_steps,
         metrics=metrics,
-        course=tuple((record["step"], record[metric]) for record in validations),
+        course=tuple((record["step"], record[metric]) for record in validations if math.isfinite(record[metric])),
         parameters=parameters_of(own),
         work=json.dumps([own.generator.model_dump(), own.dump()["discriminator"], own.data.model_dump()]),
         steps_per_s=statistics.median(rates) if rates else None,
         seconds=_seconds(steps),
-        objective=metrics.get(metric),
+        objective=metrics[metric] if math.isfinite(metrics.get(metric, math.nan)) else None,
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -28,6 +27,7 @@ DomainKind = Literal["loguniform", "uniform", "int", "choice", "grid"]
 KINDS: tuple[str, ...] = get_args(DomainKind)
 Values = dict[str, Any]
 DEFAULT_TRIALS = 8
+MOST_TRIALS = 10_000
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -172,7 +172,7 @@ class SchedulerSpec(Section):
 class Budget(Section):
     """When a sweep ends; whichever comes first."""
 
-    trials: int | None = Field(None, ge=1, le=10_000, description=f"by default {DEFAULT_TRIALS}; grid: all")
+    trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description=f"by default {DEFAULT_TRIALS}; grid: all")
     time: Annotated[float, BeforeValidator(parse_duration)] | None = Field(
         None, description="of the whole sweep: 90s, 15m, 2h"
     )
@@ -204,7 +204,11 @@ class Space(Section):
         if self.searcher == "grid":
             if ranges:
                 raise ValueError(f"searcher grid tries every combination: {ranges[0]} needs choice or grid")
-            size = len(self._combinations(list(self.fields)))
+            size = self._count(list(self.fields))
+            if size > MOST_TRIALS:
+                raise ValueError(
+                    f"the grid has {size:,} combinations, at most {MOST_TRIALS:,} are tried: take fewer"
+                )
             if self.budget.trials is not None and self.budget.trials < size:
                 raise ValueError(
                     f"the grid has {size} combinations, budget.trials is {self.budget.trials}: leave it out, "
@@ -230,26 +234,33 @@ class Space(Section):
     def trials(self) -> int:
         """How many trials there are at most."""
         if self.searcher == "grid":
-            return len(self._combinations(list(self.fields)))
+            return self._count(list(self.fields))
         return self.budget.trials or DEFAULT_TRIALS
 
     def plan(self) -> list[Values]:
         """The values of every trial of a random or grid search; a longer plan begins with a shorter one."""
         if self.searcher == "grid":
-            return self._combinations(list(self.fields))
+            return [self._combination(list(self.fields), index) for index in range(self.trials)]
         in_turn = [name for name, domain in self.fields.items() if domain.kind == "grid"]
-        cycle = self._combinations(in_turn)
         rng = np.random.default_rng(self.seed)
         plans = []
         for index in range(self.trials):
             drawn = {name: domain.sample(rng) for name, domain in self.fields.items() if domain.kind != "grid"}
-            drawn |= cycle[index % len(cycle)]
+            drawn |= self._combination(in_turn, index)
             plans.append({name: drawn[name] for name in self.fields})
         return plans
 
-    def _combinations(self, names: Sequence[str]) -> list[Values]:
-        lists = [self.fields[name].values for name in names]
-        return [dict(zip(names, values, strict=True)) for values in product(*lists)]
+    def _count(self, names: Sequence[str]) -> int:
+        return math.prod(len(self.fields[name].values) for name in names)
+
+    def _combination(self, names: Sequence[str], index: int) -> Values:
+        """One of all combinations, which come round again: the last field changes first."""
+        found = {}
+        for name in reversed(names):
+            values = self.fields[name].values
+            index, place = divmod(index, len(values))
+            found[name] = values[place]
+        return {name: found[name] for name in names}
 
     def dump(self) -> dict[str, Any]:
         """Plain dict that `Space.model_validate` reads back."""

@@ -63,14 +63,24 @@ def begin_sweep(sweep: SweepFolder, recipe: Recipe, space: Space, shards: str | 
     """
     check_space(space, recipe)
     place = _shards_of(recipe, shards)
-    if not read_manifest(place).photos.get("validation"):
+    manifest = read_manifest(place)
+    if not manifest.photos.get("validation"):
         raise InputError(f"{place}: no held-out photos to compare trials by: `data prepare --validation 0.1`")
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
     check_teachers(recipe)
     check_budget(space, recipe)
-    sweep.begin(SweepCard(space=space.dump(), shards=place), recipe)
+    sweep.begin(SweepCard(space=space.dump(), shards=place, data_digest=manifest.digest), recipe)
+
+
+def _check_data(card: SweepCard, sweep: SweepFolder) -> None:
+    """Refuse to train further trials on other photos than those that the others were measured on."""
+    if card.data_digest and read_manifest(card.shards).digest != card.data_digest:
+        raise InputError(
+            f"{card.shards}: not the shards that {sweep.path} began with, trials could not be compared: "
+            "bring them back, or begin another sweep with another -o"
+        )
 
 
 def change_budget(sweep: SweepFolder, *, trials: int | None, seconds: float | None) -> None:
@@ -100,6 +110,7 @@ def run_sweep(sweep: SweepFolder, *, concurrent: int | None = None, quiet: bool 
                 progress.known(outcome.number, outcome.objective)
         left = _left(space, cards)
         if left:
+            _check_data(sweep.card(), sweep)
             progress.say(_greeting(space, recipe, len(ended), len(left), at_once))
             ledger = SweepCallback(sweep, recipe, space.budget, gpus_of_trial(recipe), progress)
             with _interruptible(sweep, progress):
@@ -268,7 +279,10 @@ def _interruptible(sweep: SweepFolder, progress: SweepProgress) -> Iterator[None
         progress.say("stopping: trials save a checkpoint first (again: stop at once)")
         sweep.stop_file.write_text("interrupted", encoding="utf-8")
 
-    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, hear) for number in numbers}
     try:
         yield
     finally:

@@ -54,12 +54,23 @@ def check_space(space: Space, recipe: Recipe) -> None:
 
 
 def _problems(recipe: Recipe, values: Values) -> list[str]:
+    given = ", ".join(f"{name}={_flow(value)}" for name, value in values.items())
     try:
-        with_values(recipe, values)
+        found = with_values(recipe, values)
     except RecipeError as error:
-        given = ", ".join(f"{name}={_flow(value)}" for name, value in values.items())
         return [line if "[override" in line else f"{line} (with {given})" for line in str(error).splitlines()]
+    if _measured_on(found) != _measured_on(recipe):
+        return [
+            f"{next(iter(values))}: with {given} trials would be measured on other pictures: take it out of fields"
+        ]
     return []
+
+
+def _measured_on(recipe: Recipe) -> Any:
+    """What trials are compared by: the held-out photos and how they are made small. Equal in all of a sweep."""
+    steps = recipe.dump()["degradation"]
+    drawn = [step for step in steps if step["kind"] not in ("pairs", "downscale")]
+    return recipe.scale, steps, recipe.validation.photos, recipe.data.shards, recipe.seed if drawn else None
 
 
 def _unknown_fields(space: Space, recipe: Recipe) -> Iterator[str]:

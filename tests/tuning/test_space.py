@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,49 @@ def test_the_spaces_that_come_along_fit_the_recipe_they_name(path: Path) -> None
     name = text.split("ray-sr tune -c ")[1].split()[0]
     check_space(parse_space(text), load_recipe(name))
     assert math.isfinite(parse_space(text).trials)
+
+
+def test_a_grid_is_counted_without_being_made() -> None:
+    fields = ", ".join(f"f{number}: {{grid: {list(range(30))}}}" for number in range(6))
+    with pytest.raises(RecipeError, match=r"the grid has 729,000,000 combinations, at most 10,000 are tried"):
+        parse_space(f"{{fields: {{{fields}}}, searcher: grid}}")
+    random = parse_space(f"{{fields: {{{fields}}}, budget: {{trials: 3}}}}")  # grid fields of a random search
+    assert [values["f5"] for values in random.plan()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("sizes", [(1,), (3,), (2, 3), (4, 1, 3)])
+def test_a_grid_is_every_combination_once_the_last_field_first(sizes: tuple[int, ...]) -> None:
+    fields = {f"f{number}": list(range(size)) for number, size in enumerate(sizes)}
+    listed = ", ".join(f"{name}: {{grid: {values}}}" for name, values in fields.items())
+    space = parse_space(f"{{fields: {{{listed}}}, searcher: grid}}")
+    expected = [dict(zip(fields, values, strict=True)) for values in product(*fields.values())]
+    assert space.plan() == expected
+    assert space.trials == len(expected)
+    twice = parse_space(f"{{fields: {{{listed}}}, budget: {{trials: {2 * len(expected)}}}}}")
+    assert twice.plan() == expected * 2
+
+
+@pytest.mark.parametrize(
+    ("field", "refused"),
+    [
+        ("scale: {choice: [2, 4]}", True),
+        ("validation.photos: {choice: [2, 16]}", True),
+        ("degradation.0.method: {choice: [bicubic, area]}", True),
+        ("data.shards: {choice: [a, b]}", True),
+        ("generator.blocks: {choice: [1, 2]}", False),
+        ("pretrain.optimizer.lr: {loguniform: [1e-4, 1e-3]}", False),
+        ("seed: {choice: [1, 2]}", False),
+    ],
+)
+def test_trials_are_measured_on_the_same_pictures(field: str, refused: bool) -> None:
+    """Else a sweep over the scale finds that x2 is better than x4."""
+    recipe = parse_recipe(
+        "{name: t, scale: 2, data: {crop: 32, batch: 4, shards: a}, generator: {kind: srresnet, blocks: 1}, "
+        "pretrain: {steps: 100, losses: [{kind: l1}]}, degradation: [{kind: downscale, method: bicubic}]}"
+    )
+    space = parse_space(f"fields:\n  {field}\n")
+    if not refused:
+        check_space(space, recipe)
+        return
+    with pytest.raises(RecipeError, match="would be measured on other pictures"):
+        check_space(space, recipe)
