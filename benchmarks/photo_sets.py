@@ -12,7 +12,13 @@ from PIL import Image
 from ray_sr.degradations import degrade
 from ray_sr.images import decode, rgb8
 from ray_sr.images.resample import mod_crop
-from ray_sr.recipes.degradations import CompressionSpec, DegradationSpec, DownscaleSpec, MotionBlurSpec
+from ray_sr.recipes.degradations import (
+    CompressionSpec,
+    DegradationSpec,
+    DownscaleSpec,
+    MotionBlurSpec,
+    SecondOrderSpec,
+)
 
 QUALITY = 40
 SHAKE = MotionBlurSpec(size=31)
@@ -43,6 +49,13 @@ def compressed_sets(benchmarks: Path, scale: int, work: Path) -> Iterator[PhotoS
     for plain in found_sets(benchmarks, (scale,)):
         lr = _degraded(plain.hr, work / f"{plain.title} jpeg", steps, scale)
         yield PhotoSet(f"{plain.title}, LR as JPEG of quality {QUALITY}", scale, plain.hr, lr)
+
+
+def unknown_sets(benchmarks: Path, scale: int, work: Path) -> Iterator[PhotoSet]:
+    """The same with LR of unknown quality: Real-ESRGAN's second-order degradation."""
+    for plain in found_sets(benchmarks, (scale,)):
+        lr = _degraded(plain.hr, work / f"{plain.title} second order", [SecondOrderSpec()], scale)
+        yield PhotoSet(f"{plain.title}, LR by second-order degradation", scale, plain.hr, lr)
 
 
 def shaken_sets(benchmarks: Path, deblur: Path | None, work: Path) -> Iterator[PhotoSet]:

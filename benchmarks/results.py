@@ -6,7 +6,8 @@
 BENCHMARKS holds folders of photographs, SET/HR. FILE.py has the peers' networks: a dict PEERS with the key
 (NAME, SCALE), and load(NAME, SCALE). FOLDER holds pairs, sharp/NAME.png and blurred/NAME_*.png. A row of the sets
 without degradation is what `ray-sr evaluate MODEL --hr BENCHMARKS/SET/HR` prints.
-Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 picture, all models by turns.
+Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 picture, all models by turns; beside
+it the processor time on one thread, which other work on the machine changes less.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.photo_sets import PhotoSet, compressed_sets, found_sets, shaken_sets
+from benchmarks.photo_sets import PhotoSet, compressed_sets, found_sets, shaken_sets, unknown_sets
 from ray_sr.bench.machine import Bench, describe_machine
 from ray_sr.evaluation import evaluate
 from ray_sr.evaluation.table import COLUMNS, Figures
@@ -70,8 +71,16 @@ def contenders(scale: int, peers: Path | None) -> list[Contender]:
     return found
 
 
-def rates(models: Sequence[Contender]) -> dict[str, float]:
-    """Megapixels of output a second."""
+@dataclass(frozen=True)
+class Speed:
+    """Megapixels of output a second, and seconds of one processor for each of them."""
+
+    mpx_per_s: float
+    cpu_s_per_mpx: float
+
+
+def rates(models: Sequence[Contender]) -> dict[str, Speed]:
+    """All models by turns, first by the clock, then on one thread by processor time."""
     pixels = np.random.default_rng(0).integers(0, 256, (*LR_SIDES, 3), np.uint8)
 
     def run(engine: Engine) -> None:
@@ -79,8 +88,12 @@ def rates(models: Sequence[Contender]) -> dict[str, float]:
 
     works = {one.name: partial(run, Engine(one.model.module, one.model.capability)) for one in models}
     times = Bench(torch.device("cpu"), ROUNDS).take_turns(works)
-    made = pixels.shape[0] * pixels.shape[1] * models[0].model.capability.scale ** 2
-    return {name: round(made / times.median(name) / 1e6, 2) for name in works}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    spent = Bench(torch.device("cpu"), ROUNDS, clock="cpu").take_turns(works)
+    torch.set_num_threads(threads)
+    made = pixels.shape[0] * pixels.shape[1] * models[0].model.capability.scale ** 2 / 1e6
+    return {name: Speed(round(made / times.median(name), 2), round(spent.median(name) / made, 3)) for name in works}
 
 
 class RememberedFeatures:
@@ -106,16 +119,16 @@ class Measurement:
     rows: list[dict[str, Any]]
     protocols: dict[str, None]
 
-    def add(self, photos: PhotoSet, one: Contender, speed: float, features: FeatureMaps | None) -> None:
+    def add(self, photos: PhotoSet, one: Contender, speed: Speed, features: FeatureMaps | None) -> None:
         print(f"{photos.title}: {one.name}", file=sys.stderr, flush=True)
         found = evaluate(one.model, photos.hr, photos.lr, features=features)
         for photo in found.left_out:
             raise SystemExit(f"error: {photos.title}: {photo.name}: {photo.reason}")
         self.protocols[found.protocol] = None
         if photos.scale == 1 and not any(row["set"] == photos.title for row in self.rows):
-            self._add(photos, found.bicubic, model=found.baseline_name, peer=False, parameters=0, mpx_per_s=None)
-        facts = {"model": one.name, "peer": one.of_peers, "parameters": one.parameters, "mpx_per_s": speed}
-        self._add(photos, found.mean, **facts)
+            self._add(photos, found.bicubic, model=found.baseline_name, peer=False, parameters=0)
+        facts = {"model": one.name, "peer": one.of_peers, "parameters": one.parameters}
+        self._add(photos, found.mean, **facts, **asdict(speed))
 
     def _add(self, photos: PhotoSet, mean: Figures, **facts: Any) -> None:
         figures = {name: round(mean[name], 5) for name in FIGURES if name in mean}
@@ -139,7 +152,8 @@ def tables(found: Measurement, machine: str) -> str:
         "# Results",
         "Made by `make results BENCHMARKS=… PEERS=… FEATURES=… DEBLUR=…`, from the weights in `ray_sr/weights`. "
         "Peers are networks with weights that others have published, run on the same pixels; in italics.",
-        f"Speed: megapixels of output a second, float32 or bfloat16 as the engine chooses, {machine}.",
+        "Speed: megapixels of output a second, and processor seconds of one thread for each megapixel; float32 or "
+        f"bfloat16 as the engine chooses, {machine}.",
         "Protocols:\n\n" + "\n".join(f"- {protocol}" for protocol in found.protocols),
     ]
     for title in dict.fromkeys(row["set"] for row in found.rows):
@@ -149,13 +163,13 @@ def tables(found: Measurement, machine: str) -> str:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     figures = [name for name in FIGURES if name in rows[0]]
-    head = ["model", "parameters", *(COLUMNS[name].label for name in figures), "Mpx/s"]
+    head = ["model", "parameters", *(COLUMNS[name].label for name in figures), "Mpx/s", "cpu s/Mpx"]
     lines = [_line(head), "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in sorted(rows, key=lambda row: row["psnr_y"]):
         name = f"*{row['model']}*" if row["peer"] else row["model"]
         shown = [COLUMNS[figure].show(row[figure]) for figure in figures]
-        speed = "" if row["mpx_per_s"] is None else f"{row['mpx_per_s']:.2f}"
-        lines.append(_line([name, f"{row['parameters']:,}", *shown, speed]))
+        speed = [f"{row['mpx_per_s']:.2f}", f"{row['cpu_s_per_mpx']:.2f}"] if "mpx_per_s" in row else ["", ""]
+        lines.append(_line([name, f"{row['parameters']:,}", *shown, *speed]))
     return "\n".join(lines)
 
 
@@ -180,6 +194,7 @@ def main() -> None:
         sets = [
             *found_sets(arguments.benchmarks, SCALES),
             *compressed_sets(arguments.benchmarks, COMPRESSED_SCALE, Path(folder)),
+            *unknown_sets(arguments.benchmarks, COMPRESSED_SCALE, Path(folder)),
         ]
         if contenders(1, arguments.peers):
             sets += shaken_sets(arguments.benchmarks, arguments.deblur, Path(folder))

@@ -47,6 +47,7 @@ def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.Monk
         *(("Two x2", name) for name in ("bicubic", "light", "nearest")),
         *(("Two x4", name) for name in ("bicubic", "nearest")),
         *(("Two x4, LR as JPEG of quality 40", name) for name in ("bicubic", "nearest")),
+        *(("Two x4, LR by second-order degradation", name) for name in ("bicubic", "nearest")),
         *(("Two, made camera shake", name) for name in ("input", "deblur")),
         *(("real, real camera shake", name) for name in ("input", "deblur")),
     ]
@@ -59,6 +60,8 @@ def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.Monk
             assert row["psnr_y"] < found["Two x4", name]["psnr_y"]
         assert f"{row['psnr_y']:.2f}" in table.read_text()
     assert "| *nearest* | 0 |" in table.read_text()
+    assert "| Mpx/s | cpu s/Mpx |" in table.read_text()
+    assert all(row["cpu_s_per_mpx"] >= 0 for (_, name), row in found.items() if name != "input")
     assert found["Two, made camera shake", "input"]["sharpness_ratio"] < 0.8
     with Image.open(deblur / "sharp" / "one.png") as sharp:
         expected_psnr = np.mean(

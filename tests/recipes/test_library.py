@@ -82,6 +82,8 @@ HALF_SRGAN = (
     *(2 * sum(HALF_SRGAN_WIDTHS[1:]), 36 * 256 * 100 + 100, 100 + 1),
 )
 LIGHT = {"trainable": 1_792 + 16 * 73_856 + 27_696, "buffers": 0}  # first, blocks, last
+SEVEN_BLOCKS = {"trainable": 1_792 + 7 * 73_856 + 27_696, "buffers": 0}
+HALF_UNET = 896 + 16 * (32 * 64 + 64 * 128 + 128 * 256) + 9 * (256 * 128 + 128 * 64 + 64 * 32 + 2 * 32 * 32) + 289
 HALF_CONVOLUTIONS = 4_736 + 18_496 + 73_856 + 6 * 2 * 147_584 + 73_792 + 18_464 + 4_707
 GENERATORS = {
     "keras-gan-x2": {"trainable": 595_395, "buffers": 1_024},
@@ -94,6 +96,10 @@ GENERATORS = {
     "light-gan-x4": LIGHT,
     "finetune": LIGHT,
     "light-jpeg-x4": LIGHT,
+    "clean-x4": SEVEN_BLOCKS,
+    "real-x4": SEVEN_BLOCKS,
+    "gan-x4": SEVEN_BLOCKS,
+    "clean-x2": {"trainable": 1_792 + 7 * 73_856 + 6_924, "buffers": 0},
     "light-x2": {"trainable": 1_792 + 16 * 73_856 + 6_924, "buffers": 0},
     "msrgan-x4": {"trainable": 1_517_571, "buffers": 0},
     "esrgan-x4": RRDBNET,
@@ -111,6 +117,8 @@ DISCRIMINATORS = {
     "srgan-mae-jpeg-x4": 23_563_649,
     "light-gan-x4": sum(HALF_SRGAN),
     "finetune": 1_094_817,
+    "real-x4": HALF_UNET,
+    "gan-x4": HALF_UNET,
     "msrgan-x4": 14_499_401,
     "esrgan-x4": 14_499_401,
     "realesrgan-x4": 4_376_897,
