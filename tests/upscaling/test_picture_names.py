@@ -1,0 +1,52 @@
+"""Names of pictures: what is taken from folders, what is passed over, and which names a result can have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ray_sr.errors import RecipeError
+from ray_sr.upscaling.finding import passed_over
+from ray_sr.upscaling.naming import plan_jobs
+from ray_sr.upscaling.results import Summary
+from tests.image_files import JPEG
+
+
+def test_suffixes_of_today_are_taken_and_the_rest_is_named(tmp_path: Path) -> None:
+    taken = ["a.jfif", "b.JPE", "c.mpo", "d.HEIC", "e.heif", "f.avif", "g.jxl", "h.apng"]
+    others = ["i.gif", "j.psd", "k.txt"]
+    for name in (*taken, *others, ".hidden.gif"):
+        (tmp_path / name).write_bytes(JPEG)
+    jobs = plan_jobs([tmp_path], tmp_path / "out", suffix="_x2")
+    assert [job.source.name for job in jobs] == taken
+    found = passed_over([tmp_path], False, tmp_path / "out")
+    assert [path.name for path in found] == others
+    summary = Summary((), 1.0, tuple(map(str, found)))
+    assert "3 passed over" in str(summary)
+    assert all(name in str(summary) for name in others)
+    assert len(summary.to_dict()["passed_over"]) == 3
+
+
+@pytest.mark.parametrize("ending", ["heic", "heif", "mpo", "tga", "gif", "bmp", "PSD", "jp2"])
+def test_a_name_that_cannot_be_written_is_no_folder(tmp_path: Path, ending: str) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(JPEG)
+    with pytest.raises(RecipeError, match=r"must end in one of .*\.avif"):
+        plan_jobs([photo], tmp_path / f"big.{ending}")
+    (tmp_path / f"there.{ending}").mkdir()
+    assert plan_jobs([photo], tmp_path / f"there.{ending}")[0].problem is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "format"),
+    [("jfif", "jpeg"), ("jpe", "jpeg"), ("apng", "png"), ("AVIF", "avif"), ("jxl", "jxl"), ("tif", "tiff")],
+)
+def test_the_name_gives_the_format_and_another_one_is_an_error(tmp_path: Path, ending: str, format: str) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(JPEG)
+    target = tmp_path / f"big.{ending}"
+    assert [(job.target, job.format) for job in plan_jobs([photo], target)] == [(target, format)]
+    assert plan_jobs([photo], target, format=format)[0].problem is None
+    with pytest.raises(RecipeError, match=format):
+        plan_jobs([photo], target, format="webp")
