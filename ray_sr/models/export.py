@@ -34,8 +34,8 @@ class OnnxExport:
 def export_onnx(module: Generator, path: str | Path, *, opset: int = 18) -> OnnxExport:
     """Write a generator as ONNX: input `image` N×3×h×w in [0, 1], output `upscaled`, all of N, h and w free.
 
-    Heights and widths are multiples of the network's `multiple` and at least 8: the file does not pad. It
-    holds `scale`, `multiple` and the network as metadata. Where onnxruntime is installed, the file's
+    Heights and widths are any from 8 on: where the network works on a grid, the graph pads and crops. It holds
+    `scale`, `multiple` (of sizes that it takes: 1) and the network as metadata. Where onnxruntime is installed, the file's
     answers on three sizes are compared with torch's before it is put in place: ModelError if they differ by
     more than TOLERANCE. Raises ResourceError without the onnx packages or where the file cannot be written.
     """
@@ -67,14 +67,27 @@ def foreign_use(network: NetworkSpec) -> str | None:
 
 
 class _Plain(nn.Module):
-    """The generator inside a module without hooks, so that its own hooks are traced with it."""
+    """The generator inside a module without hooks, so that its own hooks are traced with it.
+
+    Networks pad by steps of Python, which a graph of free sizes cannot hold: here the last row and column are
+    repeated by indices until the sides are multiples, and the result is cropped.
+    """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
+        self.multiple, self.scale = generator.capability.multiple, generator.capability.scale
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.generator(image)
+        if self.multiple == 1:
+            return self.generator(image)
+        height, width = image.shape[-2:]
+        padded = image.index_select(2, self._places(image, height)).index_select(3, self._places(image, width))
+        return self.generator(padded)[..., : height * self.scale, : width * self.scale]
+
+    def _places(self, image: Tensor, side: int) -> Tensor:
+        padded = (side + self.multiple - 1) // self.multiple * self.multiple
+        return torch.arange(padded, device=image.device).clamp(max=side - 1)
 
 
 def _onnx_bytes(module: Generator, opset: int) -> bytes:
@@ -110,7 +123,7 @@ def _onnx_bytes(module: Generator, opset: int) -> bytes:
 
 def _properties(module: Generator) -> dict[str, str]:
     """What a program that runs the file has to know."""
-    numbers = {"scale": str(module.capability.scale), "multiple": str(module.capability.multiple)}
+    numbers = {"scale": str(module.capability.scale), "multiple": "1"}
     return numbers | ({"network": module.network.model_dump_json()} if module.network else {})
 
 

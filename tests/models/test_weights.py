@@ -575,7 +575,8 @@ def test_onnx_answers_like_torch_at_any_size(tmp_path: Path, spec: NetworkSpec) 
     session = runtime.InferenceSession((tmp_path / "net.onnx").read_bytes(), providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
     assert (properties["scale"], NetworkSpec.model_validate_json(properties["network"])) == (str(spec.scale), spec)
-    for count, height, width in ((1, 8, 40), (3, 52, 12), (1, 8, 8)):
+    assert properties["multiple"] == "1"
+    for count, height, width in ((1, 8, 40), (3, 52, 12), (1, 8, 8), (1, 9, 23)):
         image = torch.rand(count, 3, height, width)
         with torch.inference_mode():
             expected = module(image)
