@@ -24,7 +24,13 @@ TIERS = {
     "cluster": {"tests/cluster/test_hosts.py", "tests/cluster/test_jobs.py"},
     "browser": {"browser"},  # a fixture
     "ray": {"ray_local"},
-    "slow": {"s3", "finished", "tests/bench/test_step.py"},
+    "slow": {
+        *("s3", "finished", "halves"),
+        *("tests/bench/test_step.py", "tests/bench/test_upscale.py", "tests/data/test_shards.py"),
+        *("tests/evaluation/test_peers.py", "tests/publishing/test_report.py", "tests/serving/test_codec_pool.py"),
+        *("tests/store/test_shipped_weights.py", "tests/store/test_store_faults.py"),
+        *("tests/training/test_trackers.py", "tests/tuning/test_results.py"),
+    },
 }
 
 

@@ -30,6 +30,7 @@ def load(name, scale):
 """
 
 
+@pytest.mark.slow
 def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_store, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(results, "SHIPPED", tmp_path / "shipped")

@@ -351,6 +351,7 @@ def test_whole_picture_networks_are_run_untiled_and_in_float32(caplog: pytest.Lo
     assert "tiles will differ" in caplog.text
 
 
+@pytest.mark.slow
 def test_bf16_costs_less_than_a_hundredth_of_a_decibel_on_set5() -> None:
     set5 = shared_folder("data/benchmarks/Set5")
     peers = shared_folder("data/peers")

@@ -150,6 +150,7 @@ def _drop(folder: Path, count: int) -> None:
             (folder / f".{index}.part").rename(name)
 
 
+@pytest.mark.slow
 def test_many_photos_and_two_kills_give_as_many_results_none_twice(tmp_path: Path) -> None:
     photos, output = tmp_path / "in", tmp_path / "out"
     photos.mkdir()
