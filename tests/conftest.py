@@ -29,7 +29,7 @@ TIERS = {
         *("tests/bench/test_step.py", "tests/bench/test_upscale.py", "tests/data/test_shards.py"),
         *("tests/evaluation/test_peers.py", "tests/publishing/test_report.py", "tests/serving/test_codec_pool.py"),
         *("tests/store/test_shipped_weights.py", "tests/store/test_store_faults.py"),
-        *("tests/training/test_trackers.py", "tests/tuning/test_results.py"),
+        *("tests/training/test_trackers.py", "tests/tuning/test_results.py", "tests/video"),
     },
 }
 
@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         named = {mark.name for mark in item.iter_markers()}
         if not named & {*TIERS, "fast"}:
-            has = {*getattr(item, "fixturenames", ()), item.nodeid.partition("::")[0]}
+            file = item.nodeid.partition("::")[0]
+            has = {*getattr(item, "fixturenames", ()), file, file.rpartition("/")[0]}
             item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
 
 

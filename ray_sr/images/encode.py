@@ -10,12 +10,12 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import InputError, ResourceError, printable
-from ray_sr.images.aside import written_aside
 from ray_sr.images.carry import carry
 from ray_sr.images.header import PhotoError
 from ray_sr.images.icc import as_rgb_profile, icc_fits
 from ray_sr.images.photo import FORMATS, WRITTEN_SUFFIXES, Metadata, Photo, to_8_bits
 from ray_sr.images.savers import Style, error_line, save
+from ray_sr.storage.local import written_aside
 
 _MAX_SIDES = {"jpeg": 65500, "webp": 16383, "avif": 16384}
 _RGB_ONLY = ("webp", "avif")  # gray is stored as equal red, green and blue

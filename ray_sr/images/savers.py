@@ -68,16 +68,16 @@ def save(image: pyvips.Image, style: Style) -> bytes:
 
 
 def save_file(image: pyvips.Image, path: Path, style: Style) -> None:
-    """What `save` returns, into a new file. The image may be sequential; webp, avif and jxl hold it whole.
+    """What `save` returns, into this file. The image may be sequential; webp, avif and jxl hold it whole.
 
     Raises pyvips.Error, and OSError where the file cannot be written.
     """
     if style.format == "tiff":
-        with open(path, "xb"):
+        with open(path, "wb"):
             pass
         _with_metadata(image, style).tiffsave(str(path), bigtiff=_is_big(image), **_TIFF)
         return
-    with open(path, "xb") as file:
+    with open(path, "wb") as file:
         if style.format in _HELD_WHOLE:
             file.write(save(image, style))
             return

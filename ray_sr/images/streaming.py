@@ -19,11 +19,11 @@ import numpy as np
 import pyvips
 
 from ray_sr.errors import ResourceError
-from ray_sr.images.aside import written_aside
 from ray_sr.images.carry import carry
 from ray_sr.images.encode import check_result_size, fit_to_format
 from ray_sr.images.photo import Metadata, Photo
 from ray_sr.images.savers import Style, error_line, save_file
+from ray_sr.storage.local import written_aside
 
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # of PNG, by channels
 _PIECE_BYTES = 4 << 20

@@ -27,8 +27,8 @@ from ray_sr.images import (
     read_photo,
     write_photo,
 )
-from ray_sr.images.aside import remove_leftovers
 from ray_sr.images.streaming import write_bands
+from ray_sr.storage.local import remove_leftovers
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.finding import passed_over

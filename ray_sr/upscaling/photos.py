@@ -162,7 +162,7 @@ def upscale_in_bands(
         yield from ((band, None) for band in bands)
         return
     bands = by_opacity(bands, photo.pixels, colour, photo.alpha, size)
-    yield from beside(bands, alpha_in_bands(photo.alpha, size))
+    yield from beside(bands, alpha_in_bands(photo.alpha, size))  # type: ignore[misc]
 
 
 def _in_pieces(bands: Iterator[tuple[int, np.ndarray]]) -> Iterator[np.ndarray]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ray_sr.errors import InputError, ResourceError
-from ray_sr.images.aside import remove_leftovers
+from ray_sr.storage.local import remove_leftovers
 from ray_sr.storage.lock import locked
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.files import FileOptions, FileResult, Summary, UpscaleWorker, recorder, run_jobs

@@ -107,6 +107,7 @@ def test_ray_goes_where_its_sockets_fit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.cluster
+@pytest.mark.cluster
 def test_ray_starts_with_a_long_tmpdir_and_a_home_that_is_none(tmp_path: Path) -> None:
     long = tmp_path / ("long" * 12)
     long.mkdir()

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ray_sr.images import write_bytes
-from ray_sr.images.aside import remove_leftovers, written_aside
+from ray_sr.storage.local import remove_leftovers, written_aside
 from tests.photos import noise
 
 UPSCALE = f"{sys.executable} -m ray_sr.cli upscale -n bicubic -s 2"
@@ -74,7 +74,7 @@ def test_a_signal_leaves_nothing_half_written(number: signal.Signals, tmp_path: 
     """In the middle of a file that is written as it is made."""
     program = (
         "import sys, time\nfrom pathlib import Path\nfrom ray_sr.commands.process import end_by_exception\n"
-        "from ray_sr.images.aside import written_aside\nend_by_exception()\n"
+        "from ray_sr.storage.local import written_aside\nend_by_exception()\n"
         "with written_aside(Path('b.png')) as aside:\n"
         "    aside.write_bytes(b'half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )
