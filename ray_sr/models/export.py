@@ -35,8 +35,8 @@ def export_onnx(module: Generator, path: str | Path, *, opset: int = 18) -> Onnx
     """Write a generator as ONNX: input `image` N×3×h×w in [0, 1], output `upscaled`, all of N, h and w free.
 
     Heights and widths are any from 8 on: where the network works on a grid, the graph pads and crops. It holds
-    `scale`, `multiple` (of sizes that it takes: 1) and the network as metadata. Where onnxruntime is installed, the file's
-    answers on three sizes are compared with torch's before it is put in place: ModelError if they differ by
+    `scale`, `multiple` (of sizes that it takes: 1) and the network as metadata. Where onnxruntime is installed, the
+    file's answers on three sizes are compared with torch's before it is put in place: ModelError if they differ by
     more than TOLERANCE. Raises ResourceError without the onnx packages or where the file cannot be written.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:

@@ -43,3 +43,7 @@ class Generator(nn.Module):
 
     capability: Capability
     network: NetworkSpec | None = None
+
+    def limits(self) -> list[str]:
+        """What it was found that the network cannot bear, for people; see SpandrelGenerator."""
+        return []

@@ -132,8 +132,10 @@ class SpandrelGenerator(Generator):
 
     def limits(self) -> list[str]:
         """What the trial found that it cannot bear, for people."""
-        found = [] if self.facts.bf16 else ["bfloat16 changes its results: float32"]
-        return found + ([] if self.facts.channels_last else ["it needs the contiguous layout"])
+        found = [] if self.facts.bf16 else ["generator in float32: bfloat16 does not suit it"]
+        return found + (
+            [] if self.facts.channels_last else ["generator contiguous: channels_last does not suit it"]
+        )
 
 
 def _without_values(architecture: Architecture, spec: SpandrelSpec, scale: int) -> nn.Module:

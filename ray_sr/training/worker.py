@@ -206,7 +206,8 @@ class Worker:
         if self.rank == 0:
             self._leave_room()
             record = {"event": "start", "step": self.state.step, "world": self.world}
-            ray.get(self.monitor.log.remote({**record, "compute": self.compute.describe(), **self.data_card}))
+            compute = "; ".join([self.compute.describe(), *self.state.generator.limits()])
+            ray.get(self.monitor.log.remote({**record, "compute": compute, **self.data_card}))
 
     def _batches(self) -> Iterator[Batch]:
         """Of this worker's rows from here to the last step: see `rows_of`."""

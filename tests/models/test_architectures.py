@@ -328,7 +328,7 @@ def test_a_network_that_cannot_bear_bfloat16_computes_in_float32_under_autocast(
         result = network(picture)
     assert result.dtype == torch.float32
     assert torch.allclose(result, picture, atol=1e-3)
-    assert network.limits() == ["bfloat16 changes its results: float32"]
+    assert network.limits() == ["generator in float32: bfloat16 does not suit it"]
 
 
 def test_the_input_is_left_as_it_was() -> None:
