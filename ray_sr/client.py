@@ -3,6 +3,10 @@
 answer = upscale("http://127.0.0.1:8000", "small.png", scale=4)
 Path("large.png").write_bytes(answer.data)
 
+client = Client("https://sr.example.org", key)
+job = client.wait(client.begin_job("huge.png", idempotency_key="huge.png").id)
+Path("larger.png").write_bytes(client.job_result(job.id).data)
+
 `key` is the API key, where the service asks for one.
 """
 
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -141,6 +146,65 @@ def job_result(url: str, id: str, *, key: str | None = None, timeout_s: float = 
 def cancel_job(url: str, id: str, *, key: str | None = None, timeout_s: float = 10) -> Job:
     """Ends a job, or deletes the result of one that has ended. Raises ServiceError and ClusterError."""
     return _job(_Call(url, key, timeout_s).exchange("DELETE", f"/v1/jobs/{quote(id, safe='')}")[0])
+
+
+@dataclass(frozen=True)
+class Client:
+    """The same calls on one service: its address and the API key, where it asks for one, are said once."""
+
+    url: str
+    key: str | None = None
+
+    def upscale(self, picture: bytes | str | os.PathLike[str], **options: Any) -> Answer:
+        """As the function `upscale`."""
+        return upscale(self.url, picture, key=self.key, **options)
+
+    def begin_job(self, picture: bytes | str | os.PathLike[str], **options: Any) -> Job:
+        """As the function `begin_job`."""
+        return begin_job(self.url, picture, key=self.key, **options)
+
+    def job(self, id: str) -> Job:
+        """How far a job is."""
+        return job(self.url, id, key=self.key)
+
+    def wait(self, id: str, *, timeout_s: float = 3600, pause_s: float = 1.0) -> Job:
+        """The job when it has ended, however it did. Asks again where the service is exchanged meanwhile.
+
+        Raises ServiceError, and ClusterError after `timeout_s`.
+        """
+        end = time.monotonic() + timeout_s
+        while True:
+            try:
+                found = self.job(id)
+            except ServiceError as error:
+                if error.status != 503 or time.monotonic() > end:
+                    raise
+            else:
+                if found.ended:
+                    return found
+                if time.monotonic() > end:
+                    raise ClusterError(f"{self.url}: the job {id} is {found.status} after {timeout_s:g} s")
+            time.sleep(pause_s)
+
+    def job_result(self, id: str) -> Answer:
+        """The picture of a job that succeeded."""
+        return job_result(self.url, id, key=self.key)
+
+    def cancel_job(self, id: str) -> Job:
+        """Ends a job, or deletes the result of one that has ended."""
+        return cancel_job(self.url, id, key=self.key)
+
+    def models(self) -> list[ServedModel]:
+        """The models that the service holds."""
+        return models(self.url)
+
+    def limits(self) -> Mapping[str, Any]:
+        """What the service accepts, by name."""
+        return limits(self.url)
+
+    def is_ready(self) -> bool:
+        """Whether the service answers and has loaded its model."""
+        return is_ready(self.url)
 
 
 def _options(**options: Any) -> str:

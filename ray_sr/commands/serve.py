@@ -29,6 +29,14 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
     help="Maximum number of replicas of a model.",
 )
 @click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--jobs",
+    metavar="FOLDER",
+    help="Where jobs lie: folder or bucket (default: ~/.ray-sr/jobs or below RAY_SR_STORAGE, by port).",
+)
+@click.option(
+    "--ingress-replicas", default=1, show_default=True, type=click.IntRange(1), help="Processes that speak HTTP."
+)
 @click.option("--keys", metavar="FILE", help="Accept pictures only with a key of this file (`ray-sr keys`).")
 @click.option("--access-log", metavar="FILE", help="Append a JSON line for each request.")
 @click.option("--insecure", is_flag=True, help="Allow a host that others can reach, without keys.")

@@ -1,4 +1,4 @@
-"""The Serve application: ingress and generator deployments with every setting said aloud."""
+"""The Serve application: ingress, owner of the jobs and generators, with every setting explicit."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve import Application, Deployment
+from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from ray_sr.cluster import capacity
 from ray_sr.errors import ResourceError
 from ray_sr.serving.ingress import Ingress
+from ray_sr.serving.job_owner import JobOwner
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.replica import GeneratorReplica
+from ray_sr.serving.schemas import JOB_OWNER
 
+_INGRESS_TARGET = 32  # requests under way at an ingress replica, most of which wait
 # The budgets of the ingress refuse before these do. Serve's own queues only have to be longer than any
 # burst: its counting refuses far below its nominal capacity.
 _INGRESS_CPUS = 0.1
+_OWNER_CPUS = 0.1
 _INGRESS: dict[str, Any] = {
-    "num_replicas": 1,
     "max_ongoing_requests": 256,
     "max_queued_requests": 1024,
     "graceful_shutdown_wait_loop_s": 1.0,
@@ -30,6 +33,16 @@ _INGRESS: dict[str, Any] = {
     "health_check_period_s": 5.0,
     "health_check_timeout_s": 20.0,
     "ray_actor_options": {"num_cpus": _INGRESS_CPUS},
+}
+_OWNER: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_ongoing_requests": 1 << 14,  # each client that follows a job is one
+    "max_queued_requests": 1024,
+    "graceful_shutdown_wait_loop_s": 1.0,
+    "graceful_shutdown_timeout_s": 10.0,
+    "health_check_period_s": 2.0,
+    "health_check_timeout_s": 20.0,
+    "ray_actor_options": {"num_cpus": _OWNER_CPUS},
 }
 _GENERATOR: dict[str, Any] = {
     "max_queued_requests": 1024,
@@ -52,12 +65,22 @@ def build(args: ServiceOptions | Mapping[str, Any]) -> Application:
     for number, model in enumerate(options.models, 1):
         name = "Generator" if number == 1 else f"Generator{number}"
         generators.append(serve.deployment(name=name, **settings)(GeneratorReplica).bind(options, model))
-    return ingress_deployment().bind(options, *generators)
+    return assemble(options, *generators)
 
 
-def ingress_deployment() -> Deployment:
-    """The HTTP face, to be bound to ServiceOptions and a generator deployment for each of their models."""
-    return serve.deployment(name="Ingress", **_INGRESS)(serve.ingress()(Ingress))
+def assemble(options: ServiceOptions, *generators: Application) -> Application:
+    """The application of these generator deployments, one for each model of the options."""
+    owner = serve.deployment(name=JOB_OWNER, **_OWNER)(JobOwner).bind(options, *generators)
+    settings = {**_INGRESS, **_ingress_replicas(options)}
+    ingress = serve.deployment(name="Ingress", **settings)(serve.ingress()(Ingress))
+    return ingress.bind(options, owner, *generators)
+
+
+def _ingress_replicas(options: ServiceOptions) -> dict[str, Any]:
+    least, most = options.ingress_replicas, options.most_ingresses
+    if least == most:
+        return {"num_replicas": least}
+    return {"autoscaling_config": _autoscaling(options, least, most, target=_INGRESS_TARGET)}
 
 
 def fit_to_cluster(options: ServiceOptions) -> ServiceOptions:
@@ -88,12 +111,13 @@ def require_room(options: ServiceOptions) -> None:
     """
     machines, cpus, gpus = _machines(), options.cpus or 0.0, options.gpus or 0.0
     wanted = options.min_replicas * len(options.models)
+    front = _INGRESS_CPUS * options.ingress_replicas + _OWNER_CPUS
 
     def places(ingress: int) -> int:
-        """How many replicas fit where the ingress is on that machine."""
+        """How many replicas fit where the ingress and the owner of the jobs are on that machine."""
         found = 0
         for number, machine in enumerate(machines):
-            cores = machine.get("CPU", 0.0) - _INGRESS_CPUS * (number == ingress)
+            cores = machine.get("CPU", 0.0) - front * (number == ingress)
             limits = [cores / cpus if cpus else wanted, _on_gpus(machine, gpus) if gpus else wanted]
             found += max(0, int(min(limits) + 1e-6))
         return found
@@ -105,7 +129,7 @@ def require_room(options: ServiceOptions) -> None:
     each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
     raise ResourceError(
         f"{len(options.models)} model(s) with {options.min_replicas} replica(s) of {each} each, and an ingress of "
-        f"{_INGRESS_CPUS:g} CPUs: the cluster's {have['CPU']:g} CPUs and {have['GPU']:g} GPUs have room for {room} "
+        f"{front:g} CPUs: the cluster's {have['CPU']:g} CPUs and {have['GPU']:g} GPUs have room for {room} "
         f"replica(s), not {wanted}: serve fewer, or lower cpus or gpus of a replica"
     )
 
@@ -150,12 +174,16 @@ def deployment_settings(options: ServiceOptions) -> dict[str, Any]:
 def _replicas(options: ServiceOptions) -> dict[str, Any]:
     if options.min_replicas == options.max_replicas:
         return {"num_replicas": options.min_replicas}
-    autoscaling = AutoscalingConfig(
-        min_replicas=options.min_replicas,
-        max_replicas=options.max_replicas,
-        target_ongoing_requests=max(1, options.requests_per_replica // 2),
+    target = max(1, options.requests_per_replica // 2)
+    return {"autoscaling_config": _autoscaling(options, options.min_replicas, options.max_replicas, target)}
+
+
+def _autoscaling(options: ServiceOptions, least: int, most: int, target: int) -> AutoscalingConfig:
+    return AutoscalingConfig(
+        min_replicas=least,
+        max_replicas=most,
+        target_ongoing_requests=target,
         look_back_period_s=max(2.0, 4 * options.upscale_delay_s),
         upscale_delay_s=options.upscale_delay_s,
         downscale_delay_s=options.downscale_delay_s,
     )
-    return {"autoscaling_config": autoscaling}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr import __version__
-from ray_sr.serving import job_routes, page, problems
-from ray_sr.serving.admission import AdmissionQueue
+from ray_sr.serving import archives, job_routes, page, problems
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
-from ray_sr.serving.options import ServiceLimits, ServiceOptions, UpscaleQuery
+from ray_sr.serving.job_client import JobClient
+from ray_sr.serving.job_storage import JobStorage, jobs_location
+from ray_sr.serving.options import JobQuery, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import picture_document, picture_headers
-from ray_sr.serving.router import Catalogue, Router
+from ray_sr.serving.router import catalogue_of
 from ray_sr.serving.schemas import Models, Status, UpscaledPicture
 from ray_sr.serving.service import Service
 from ray_sr.serving.telemetry import Observed
@@ -32,13 +34,15 @@ class ProblemKind(BaseModel):
 
 
 class Ingress:
-    """The deployment that Serve makes of the HTTP face: a handle for each model of the options, in their order."""
+    """The deployment that Serve makes of the HTTP face: the owner of the jobs, and a handle for each model."""
 
-    def __init__(self, options: ServiceOptions, *generators: DeploymentHandle[Any]) -> None:
-        handles = zip(options.model_ids, generators, strict=True)
-        line = partial(AdmissionQueue, options.limits.queue_s, options.max_replicas * options.requests_per_replica)
-        catalogue = Catalogue({name: Router(handle, line()) for name, handle in handles})
-        self._service = Service(catalogue, options)
+    def __init__(
+        self, options: ServiceOptions, owner: DeploymentHandle[Any], *generators: DeploymentHandle[Any]
+    ) -> None:
+        """Raises InputError, RecipeError and ResourceError where storage of jobs or keys are unusable."""
+        storage = JobStorage(jobs_location(options, serve.get_replica_context().app_name))
+        client = JobClient(owner, storage, options.most_ingresses)
+        self._service = Service(catalogue_of(options, generators), client, options)
 
     def __del__(self) -> None:
         if hasattr(self, "_service"):
@@ -54,12 +58,26 @@ def make_api(service: Service) -> FastAPI:
     api.state.service = service
     api.include_router(router)
     api.include_router(job_routes.router)
+    api.include_router(archives.router)
     api.include_router(page.router)
     problems.install(api, UpscaleQuery.model_fields)
     api.add_middleware(Observed, metrics=service.metrics, log=service.log)
+    if service.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "Prefer"],
+            expose_headers=_TOLD,
+            max_age=600,
+        )
     return api
 
 
+_TOLD = [
+    *("RaySR-Model", "RaySR-Scale", "RaySR-Warnings", "Server-Timing"),
+    *("Content-Disposition", "Location", "Retry-After", "X-Request-Id"),
+]
 router = APIRouter()
 
 _OUT: dict[int | str, dict[str, Any]] = {
@@ -80,10 +98,10 @@ async def upscale(
 ) -> Response:
     """The picture in the body, upscaled. With `Prefer: respond-async` it becomes a job."""
     if "respond-async" in request.headers.get("prefer", ""):
-        return await job_routes.begin(request, query, service, client)
+        return await job_routes.begin(request, JobQuery(**query.model_dump(exclude_unset=True)), service, client)
     check_request(request)
-    answer, wish = await service.upscale(request, query, client)
-    if wish.as_json:
+    answer, accepted = await service.upscale(request, query, client)
+    if accepted.as_json:
         return JSONResponse(picture_document(answer).model_dump(mode="json"))
     return Response(answer.encoded.data, headers=picture_headers(answer))
 
@@ -101,6 +119,7 @@ async def limits(service: ServiceState) -> ServiceLimits:
 
 
 @router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)
 @router.get("/v2/health/live", include_in_schema=False)
 async def healthz() -> Status:
     """The process is alive."""
@@ -108,6 +127,7 @@ async def healthz() -> Status:
 
 
 @router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
 @router.get("/v2/health/ready", include_in_schema=False)
 async def readyz(service: ServiceState) -> Status:
     """All models are loaded; 503 before."""

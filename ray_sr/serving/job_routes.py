@@ -9,8 +9,10 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
-from ray_sr.serving.jobs import Job
-from ray_sr.serving.options import UpscaleQuery
+from ray_sr.serving.job_records import JobRecord
+from ray_sr.serving.job_storage import pieces_of
+from ray_sr.serving.keys import Client
+from ray_sr.serving.options import JobQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.schemas import JobStatus
 from ray_sr.serving.service import Service
@@ -20,16 +22,16 @@ SILENCE_S = 15.0  # after which a comment shows that the connection lives
 router = APIRouter(prefix="/v1/jobs", responses=PROBLEMS)
 
 
-async def _job_of(id: str, service: ServiceState, client: ClientState) -> Job:
-    return service.jobs.find(id, client.name)
+async def _job_of(id: str, service: ServiceState, client: ClientState) -> JobRecord:
+    return await service.jobs.find(id, client.name)
 
 
-JobOfPath = Annotated[Job, Depends(_job_of)]
+JobOfPath = Annotated[JobRecord, Depends(_job_of)]
 
 
 @router.post("", status_code=202, response_model=JobStatus, openapi_extra=IN)
 async def begin(
-    request: Request, query: Annotated[UpscaleQuery, Query()], service: ServiceState, client: ClientState
+    request: Request, query: Annotated[JobQuery, Query()], service: ServiceState, client: ClientState
 ) -> Response:
     """A job that upscales the picture in the body. The same Idempotency-Key gives the same job."""
     check_request(request)
@@ -50,17 +52,17 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/{id}/events", response_class=Response, responses=_EVENTS)
-async def events(request: Request, job: JobOfPath, service: ServiceState) -> Response:
+async def events(request: Request, job: JobOfPath, service: ServiceState, client: ClientState) -> Response:
     """An event `progress` now and after each tile, and `end` as the last one; the data is the job's status."""
-    stream = _events(service, job, request.scope.get("root_path", ""))
+    stream = _events(service, job.id, client, request.scope.get("root_path", ""))
     return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _events(service: Service, job: Job, root: str) -> AsyncIterator[str]:
-    async for changed in service.jobs.changes(job, SILENCE_S):
-        if changed:
-            name = "end" if job.ended else "progress"
-            yield f"event: {name}\ndata: {job.status(root).model_dump_json()}\n\n"
+async def _events(service: Service, id: str, client: Client, root: str) -> AsyncIterator[str]:
+    async for record in service.jobs.watch(id, client.name, SILENCE_S):
+        if record is not None:
+            name = "end" if record.ended else "progress"
+            yield f"event: {name}\ndata: {record.status(root).model_dump_json()}\n\n"
         else:
             yield ": still here\n\n"
 
@@ -71,21 +73,25 @@ _RESULT: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/{id}/result", response_class=Response, responses=_RESULT)
-async def result(job: JobOfPath) -> Response:
+@router.head("/{id}/result", include_in_schema=False)
+async def result(request: Request, job: JobOfPath, service: ServiceState) -> Response:
     """The picture: 409 before there is one, and where the job failed, what went wrong."""
     if job.problem is not None:
-        raise job.problem
+        raise job.problem.restored()
     if job.state == "canceled":
         raise Problem("gone", "the job was canceled")
-    if job.result is None:
+    if job.state != "succeeded":
         percent = int(100 * job.progress)
         raise Problem("job-not-ready", f"the job is {job.state}, {percent} % done; see its events", retry_after=2)
-    headers = {**job.result.headers, "Content-Length": str(job.result.size)}
-    return StreamingResponse(job.result.pieces(), headers=headers)
+    headers = {**job.headers, "Content-Length": str(job.result_bytes)}
+    if request.method == "HEAD":
+        return Response(headers=headers)
+    stream = await service.jobs.result(job.id)
+    return StreamingResponse(pieces_of(stream), headers=headers)
 
 
 @router.delete("/{id}")
-async def cancel(request: Request, job: JobOfPath, service: ServiceState) -> JobStatus:
+async def cancel(id: str, request: Request, service: ServiceState, client: ClientState) -> JobStatus:
     """Ends the work on the job; of one that has ended, the result is deleted."""
-    service.jobs.cancel(job)
-    return job.status(request.scope.get("root_path", ""))
+    record = await service.jobs.cancel(id, client.name)
+    return record.status(request.scope.get("root_path", ""))

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,35 +90,35 @@ def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Client:
     """Who sent a request. `name` is empty where no keys are asked for."""
 
     name: str = ""
     pixels_per_minute: int | None = None
-    _left: float = field(default=0, init=False)
-    _counted: float = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
-        self._left = self.pixels_per_minute or 0
+
+class Bucket:
+    """A quota of pixels: holds those of one minute, and is filled again at that rate."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+        self._left: float = rate
         self._counted = time.monotonic()
 
-    def charge(self, pixels: int) -> None:
-        """Takes pixels from the quota, a bucket that holds one minute's. Raises Problem (rate-limited).
+    def take(self, pixels: int) -> None:
+        """Takes pixels out. Raises Problem (rate-limited) where there are too few.
 
         A picture of more than a minute's pixels is let through when the bucket is full, and then paid off.
         """
-        rate = self.pixels_per_minute
-        if rate is None:
-            return
         now = time.monotonic()
-        self._left = min(rate, self._left + (now - self._counted) * rate / _MINUTE)
+        self._left = min(self.rate, self._left + (now - self._counted) * self.rate / _MINUTE)
         self._counted = now
-        missing = min(pixels, rate) - self._left
+        missing = min(pixels, self.rate) - self._left
         if missing > 0:
-            seconds = max(1, round(missing * _MINUTE / rate + 0.5))
-            detail = f"the quota of {rate} pixels a minute is used up; try again in {seconds} s"
-            raise Problem("rate-limited", detail, retry_after=seconds, limit=rate, actual=pixels)
+            seconds = max(1, round(missing * _MINUTE / self.rate + 0.5))
+            detail = f"the quota of {self.rate} pixels a minute is used up; try again in {seconds} s"
+            raise Problem("rate-limited", detail, retry_after=seconds, limit=self.rate, actual=pixels)
         self._left -= pixels
 
 
@@ -159,11 +159,5 @@ class KeyRing:
 
     def _read(self, path: str) -> None:
         changed = os.stat(path).st_mtime_ns if os.path.exists(path) else 0
-        found = {key.sha256: key for key in read_keys(path)}
-        kept = {
-            digest: client
-            for digest, client in self._clients.items()
-            if digest in found and client.pixels_per_minute == found[digest].pixels_per_minute
-        }
-        fresh = {d: Client(key.name, key.pixels_per_minute) for d, key in found.items() if d not in kept}
-        self._clients, self._changed = kept | fresh, changed
+        found = {key.sha256: Client(key.name, key.pixels_per_minute) for key in read_keys(path)}
+        self._clients, self._changed = found, changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 Metadata = Literal["keep", "copyright", "none"]
@@ -30,6 +30,7 @@ class UpscaleQuery(Section):
     format: Literal["png", "jpeg", "webp", "tiff", "same"] | None = Field(
         None, description="picture format of the answer, or that of the picture; default: by Accept, else png"
     )
+
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg and webp")
     lossless: bool = Field(False, description="webp without loss")
     background: str = Field(
@@ -37,18 +38,38 @@ class UpscaleQuery(Section):
     )
     metadata: Metadata = Field("keep", description="EXIF and XMP: all, only artist and copyright, or none")
 
+    @field_validator("format", mode="before")
+    @classmethod
+    def _usual_suffixes(cls, format: object) -> object:
+        return {"jpg": "jpeg", "tif": "tiff"}.get(format, format) if isinstance(format, str) else format
+
+
+class JobQuery(UpscaleQuery):
+    """What a client can ask of a job."""
+
+    webhook: str | None = Field(
+        None, max_length=2000, description="address that is told when the job has ended, of an allowed origin"
+    )
+
+    def of_picture(self) -> UpscaleQuery:
+        """The part that is about the picture."""
+        return UpscaleQuery(**self.model_dump(exclude={"webhook"}, exclude_unset=True))
+
 
 class JobLimits(Section):
-    """What jobs may take. Their pictures and results lie on disk, in files that vanish with the process."""
+    """What jobs may take, all together. Their pictures and results lie in the storage of `jobs`."""
 
     input_pixels: int = Field(1 << 24, ge=1, description="largest picture, width x height")
     result_pixels: int = Field(1 << 28, ge=1, description="largest picture that the network makes")
     deadline_s: float = Field(3600, gt=0, description="seconds for the work, counted from its begin")
     kept_s: float = Field(3600, gt=0, description="seconds for which a result is kept")
-    running: int = Field(1, ge=1, description="jobs worked on at the same time, per ingress")
-    waiting: int = Field(16, ge=1, description="jobs queued or running, per ingress")
-    kept: int = Field(256, ge=1, description="jobs known, finished ones included, per ingress")
-    bytes: int = Field(4 << 30, ge=1, description="pictures and results of jobs on disk, per ingress")
+    running: int = Field(1, ge=1, description="jobs worked on at the same time")
+    waiting: int = Field(16, ge=1, description="jobs queued or running")
+    kept: int = Field(256, ge=1, description="jobs known, finished ones included")
+    bytes: int = Field(4 << 30, ge=1, description="pictures and results of jobs in storage")
+    lease_s: float = Field(
+        10, ge=0.5, description="seconds after which the jobs of a lost process are begun anew by the next one"
+    )
 
     @model_validator(mode="after")
     def _waiting_are_kept(self) -> JobLimits:
@@ -71,8 +92,10 @@ class ServiceLimits(Section):
     decode_cpu_s: float = Field(10, gt=0, description="processor seconds to decode 4 megapixels")
     body_deadline_s: float = Field(30, gt=0, description="seconds in which the body must arrive")
     request_deadline_s: float = Field(60, gt=0, description="seconds for the work after the body has arrived")
-    in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, per ingress")
-    in_flight_pixels: int = Field(1 << 28, ge=1, description="results under way at the same time, per ingress")
+    in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, by all ingress replicas")
+    in_flight_pixels: int = Field(
+        1 << 28, ge=1, description="results under way at the same time, by all ingress replicas"
+    )
     queue_s: float = Field(20, gt=0, description="seconds that a picture may have to wait; else it is refused")
     jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
 
@@ -82,6 +105,14 @@ class ServiceLimits(Section):
             if getattr(self, total) < getattr(self, single):
                 raise ValueError(f"{total} must be at least {single}, or the largest request never fits")
         return self
+
+    def share(self, ingresses: int) -> ServiceLimits:
+        """What one of so many ingress replicas may have under way: at least one request."""
+        shares = {
+            "in_flight_bytes": max(self.body_bytes, self.in_flight_bytes // ingresses),
+            "in_flight_pixels": max(self.result_pixels, self.in_flight_pixels // ingresses),
+        }
+        return self.model_copy(update=shares)
 
     def of_jobs(self) -> ServiceLimits:
         """The same limits with the larger pictures that jobs may have."""
@@ -118,8 +149,20 @@ class ServiceOptions(Section):
     requests_per_replica: int = Field(4, ge=1, description="requests sent to a generator replica at once")
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before another replica is started")
     downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is ended")
+    ingress_replicas: int = Field(1, ge=1, description="processes that speak HTTP, at rest")
+    max_ingress_replicas: int | None = Field(None, ge=1, description="the same under load; default: as at rest")
     codec_processes: int | None = Field(
-        None, ge=1, description="that decode and encode; default: one a core, up to 32"
+        None, ge=1, description="that decode and encode, per ingress replica; default: one a core, up to 32"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="pages of other origins that may use the service, e.g. https://example.org, or *"
+    )
+    webhook_origins: tuple[str, ...] = Field(
+        (), description="where jobs may tell of their end, e.g. https://hooks.example.org; default: nowhere"
+    )
+    webhook_secret: str | None = Field(None, description="file with the secret that signs what is sent there")
+    jobs: str | None = Field(
+        None, description="folder or bucket of the jobs; all nodes must reach it; default: below the user's folder"
     )
     keys: str | None = Field(None, description="file of API keys, see `ray-sr keys`; default: nobody needs one")
     access_log: str | None = Field(None, description="file that gets a JSON line for each request")
@@ -129,9 +172,18 @@ class ServiceOptions(Section):
     def _replicas_in_order(self) -> ServiceOptions:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if self.most_ingresses < self.ingress_replicas:
+            raise ValueError(f"max_ingress_replicas {self.max_ingress_replicas} is below {self.ingress_replicas}")
+        if self.webhook_origins and not self.webhook_secret:
+            raise ValueError("webhook_origins need webhook_secret: a receiver must be able to tell who sent it")
         if len(set(self.model_ids)) < len(self.models):
             raise ValueError(f"models must have names of their own, not {', '.join(self.model_ids)}")
         return self
+
+    @property
+    def most_ingresses(self) -> int:
+        """Ingress replicas under load."""
+        return self.max_ingress_replicas or self.ingress_replicas
 
     @property
     def models(self) -> tuple[str, ...]:

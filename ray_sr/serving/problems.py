@@ -46,6 +46,7 @@ KINDS: dict[str, tuple[int, str]] = {
 }
 RETRY_AFTER_S = 2
 MEDIA_TYPE = "application/problem+json"
+ROOT_HEADER = b"raysr-root"  # the path below which the service lies, for Serve's proxy, which takes it out
 
 
 class Problem(Exception):
@@ -72,6 +73,10 @@ class Problem(Exception):
             self.headers["Retry-After"] = str(retry_after)
             self.facts["retry_after"] = retry_after
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Problems travel between the processes of the service."""
+        return _restored, (self.kind, self.detail, self.headers, self.facts)
+
     def document(self, request_id: str) -> dict[str, Any]:
         """The body of the answer: the fields of ProblemDocument."""
         return {
@@ -87,6 +92,10 @@ class Problem(Exception):
         """The answer. What kind it is goes into the scope, for log and metrics."""
         scope["ray_sr.kind"] = self.kind
         return JSONResponse(self.document(request_id_of(scope)), self.status, self.headers, media_type=MEDIA_TYPE)
+
+
+def _restored(kind: str, detail: str, headers: dict[str, str], facts: dict[str, Any]) -> Problem:
+    return Problem(kind, detail, headers=headers, **facts)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -151,7 +160,8 @@ class SafeAnswers:
                 started = True
                 own = message.get("headers", ())
                 names = {name.lower() for name, _ in own}
-                message["headers"] = [*own, *(header for header in self._HEADERS if header[0] not in names)]
+                root = (ROOT_HEADER, scope.get("root_path", "").encode("latin-1"))
+                message["headers"] = [*own, root, *(header for header in self._HEADERS if header[0] not in names)]
             await send(message)
 
         try:

@@ -17,14 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.metrics import Gauge, Histogram
 
 from ray_sr.errors import RaySRError
 from ray_sr.images import Photo
 from ray_sr.models.weights import is_weights_file
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.schemas import ModelInfo, ScaleChanged, Upscaled
-from ray_sr.serving.tile_batching import Abandoned, Batches
+from ray_sr.serving.schemas import JOB_OWNER, Abandoned, ModelInfo, Permit, ScaleChanged, Upscaled
+from ray_sr.serving.tile_batching import Batches
 from ray_sr.store import BUILT_IN, Model, Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.accelerator import limit_memory, set_float32_products
@@ -94,9 +97,12 @@ class GeneratorReplica:
             raise
 
     async def upscale_by_tiles(
-        self, photo: Photo, scale: float, network_scale: int
+        self, photo: Photo, scale: float, network_scale: int, permit: Permit | None = None
     ) -> AsyncIterator[float | Upscaled]:
-        """The share that is done after each tile, then the result. Photos of `upscale` go before each tile."""
+        """The share that is done after each tile, then the result. Photos of `upscale` go before each tile.
+
+        With a permit, the work stops when the owner of the jobs does not permit it any more, or is gone for long.
+        """
         loop = asyncio.get_running_loop()
         shares: asyncio.Queue[float | None] = asyncio.Queue()
         abandoned = threading.Event()
@@ -111,12 +117,15 @@ class GeneratorReplica:
             shares.put_nowait(None)
 
         work.add_done_callback(after_work)
+        watching = asyncio.create_task(_watch(permit, abandoned)) if permit else None
         try:
             while (share := await shares.get()) is not None:
                 yield share
             yield await work
         finally:
             abandoned.set()
+            if watching:
+                watching.cancel()
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises: a CUDA fault stays until the process ends."""
@@ -197,6 +206,24 @@ def _told(error: Exception) -> str:
     """An error of ours as it is, any other one in one line with its kind."""
     line = next(iter(str(error).splitlines()), "")
     return str(error) if isinstance(error, RaySRError) else f"{type(error).__name__}: {line}"
+
+
+async def _watch(permit: Permit, abandoned: threading.Event) -> None:
+    """Sets `abandoned` when the owner of the jobs says so, or has not permitted the work for most of a lease."""
+    owner = serve.get_deployment_handle(JOB_OWNER, serve.get_replica_context().app_name)
+    pause = permit.lease_s / 5
+    permitted = time.monotonic()
+    while not abandoned.is_set():
+        await asyncio.sleep(pause)
+        try:
+            async with asyncio.timeout(pause):
+                allowed = await owner.permits.remote(permit.job, permit.run)
+        except (TimeoutError, RayError, RayServeException):  # it is being replaced
+            allowed = time.monotonic() - permitted < 0.7 * permit.lease_s
+        else:
+            permitted = time.monotonic()
+        if not allowed:
+            abandoned.set()
 
 
 def _memory_gauge(device: torch.device) -> Callable[[], None]:

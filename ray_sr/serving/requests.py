@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from email import message_from_bytes
 from email.message import Message
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from ray_sr.serving.admission import Lease
 from ray_sr.serving.options import Format, ServiceLimits, UpscaleQuery
 from ray_sr.serving.problems import Problem, invalid_parameters
+
+Query = TypeVar("Query", bound=UpscaleQuery)
 
 MOST_PARTS = 50
 _BROKEN = "the multipart body is broken"
@@ -53,7 +55,7 @@ def _check_length(length: int, limits: ServiceLimits) -> None:
 # The body ------------------------------------------------------------------------------------------------
 
 
-def picture_in(body: bytes, content_type: str, query: UpscaleQuery) -> tuple[bytes, UpscaleQuery]:
+def picture_in(body: bytes, content_type: str, query: Query) -> tuple[bytes, Query]:
     """The picture's bytes, and the query with the options of the body added.
 
     A body is `multipart/form-data`, a JSON object whose `image` is base64, or else the picture itself.
@@ -74,14 +76,14 @@ def picture_in(body: bytes, content_type: str, query: UpscaleQuery) -> tuple[byt
     return picture, _with_options(query, options)
 
 
-def _with_options(query: UpscaleQuery, options: dict[str, Any]) -> UpscaleQuery:
+def _with_options(query: Query, options: dict[str, Any]) -> Query:
     given = query.model_dump(exclude_unset=True)
     if both := sorted(given.keys() & options.keys()):
         raise _refused(both[0], "given in the address and in the body")
     try:
-        return UpscaleQuery.model_validate(given | options)
+        return type(query).model_validate(given | options)
     except ValidationError as error:
-        raise invalid_parameters(error.errors(), UpscaleQuery.model_fields) from None
+        raise invalid_parameters(error.errors(), type(query).model_fields) from None
 
 
 def _from_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
@@ -99,7 +101,7 @@ def _from_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
         if not head.endswith(";base64"):
             raise _refused("image", "a data: address must be base64")
     try:
-        return base64.b64decode(image, validate=True), found
+        return base64.b64decode("".join(image.split()), validate=True), found  # MIME breaks it into lines
     except (binascii.Error, ValueError):
         raise _refused("image", "not base64") from None
 
@@ -171,25 +173,30 @@ class AcceptedResponse:
     as_json: bool = False
 
 
-def wish_of(accept: str, query: UpscaleQuery) -> AcceptedResponse:
+def accepted_response_of(accept: str, query: UpscaleQuery) -> AcceptedResponse:
     """What the header Accept asks for (RFC 9110, section 12.5.1); an explicit option `format` comes first.
 
     Raises Problem (not-acceptable).
     """
-    for wanted in _media_ranges(accept or "*/*"):
+    weights = _media_ranges(accept or "*/*")
+    anything = max(weights.get("*/*", 0), weights.get("image/*", 0))
+    if anything and "text/html" in weights:
+        return AcceptedResponse(None)  # a browser's form says what it can show, not what it wants to have
+    for wanted, weight in weights.items():
         if wanted in ("*/*", "image/*"):
             return AcceptedResponse(None)
         if wanted in _TYPES:
             return AcceptedResponse(_TYPES[wanted])
-        if wanted in (_JSON, "application/*"):
+        # Libraries ask for JSON or anything, by default: they get the picture.
+        if wanted in (_JSON, "application/*") and weight > anything:
             return AcceptedResponse(None, as_json=True)
     if query.format:
         return AcceptedResponse(None)
     raise Problem("not-acceptable", f"Accept must allow one of {', '.join([*_TYPES, _JSON])}")
 
 
-def _media_ranges(accept: str) -> list[str]:
-    """The media ranges that are accepted, the most wanted first."""
+def _media_ranges(accept: str) -> dict[str, float]:
+    """The media ranges that are accepted with their weights, the most wanted first."""
     weighted = []
     for entry in accept.split(","):
         kind, *parameters = (word.strip().lower() for word in entry.split(";"))
@@ -198,4 +205,4 @@ def _media_ranges(accept: str) -> list[str]:
             weighted.append((float(weight), kind))
         except ValueError:
             continue  # a weight that is none: as if it had not been there
-    return [kind for weight, kind in sorted(weighted, key=lambda one: -one[0]) if weight > 0]
+    return {kind: weight for weight, kind in sorted(weighted, key=lambda one: -one[0]) if weight > 0}

@@ -1,4 +1,4 @@
-"""The generator replicas as the ingress sees them: Serve's errors become problems, abandoned work stops."""
+"""The generator replicas as their callers see them: Serve's errors become problems, abandoned work stops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import difflib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,20 +17,21 @@ from ray.serve.handle import DeploymentHandle
 from ray_sr.images import Photo
 from ray_sr.serving.admission import AdmissionQueue
 from ray_sr.serving.codec import EncodeSettings
+from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.problems import Problem, problem_of
-from ray_sr.serving.schemas import ModelInfo, ScaleChanged, ServedModel, Upscaled
+from ray_sr.serving.schemas import Abandoned, ModelInfo, Permit, ScaleChanged, ServedModel, Upscaled
 
 DESCRIBE_DEADLINE_S = 2.0
 FRESH_S = 2.0  # for so long a model's description is not asked for again
 
 
 class Router:
-    """The replicas of one model, and the line before them. Remembers the model that the last answer came from."""
+    """The replicas of one model, and the queue before them. Remembers the model that the last answer came from."""
 
-    def __init__(self, handle: DeploymentHandle[Any], line: AdmissionQueue) -> None:
-        self.line = line
+    def __init__(self, handle: DeploymentHandle[Any], queue: AdmissionQueue) -> None:
+        self.queue = queue
         # More than the replicas take at once wait here: waiting in Serve's router costs half of two cores.
-        self._gate = asyncio.Semaphore(line.at_once)
+        self._gate = asyncio.Semaphore(queue.at_once)
         self._handle = handle
         self._model: ModelInfo | None = None
         self._asked = 0.0
@@ -52,15 +53,19 @@ class Router:
         self._model = None
 
     async def upscale(
-        self, photo: Photo, job: EncodeSettings, progress: Callable[[float], None] | None = None
+        self,
+        photo: Photo,
+        settings: EncodeSettings,
+        on_progress: Callable[[float], None] | None = None,
+        permit: Permit | None = None,
     ) -> Upscaled:
-        """The photo from a replica; with `progress` as a job, tile by tile.
+        """The photo from a replica; with `on_progress` as a job, tile by tile, for as long as it is permitted.
 
         Raises Problem: overloaded, starting or internal, and ScaleChanged.
         """
         try:
-            with _serve_errors():
-                result = await self._upscale(photo, job, progress)
+            with serve_errors():
+                result = await self._upscale(photo, settings, on_progress, permit)
         except Problem as problem:
             if problem.kind == "starting":
                 self.forget()
@@ -69,19 +74,23 @@ class Router:
         return result
 
     async def _upscale(
-        self, photo: Photo, job: EncodeSettings, progress: Callable[[float], None] | None
+        self,
+        photo: Photo,
+        settings: EncodeSettings,
+        on_progress: Callable[[float], None] | None,
+        permit: Permit | None,
     ) -> Upscaled:
-        if progress is None:
+        if on_progress is None:
             async with self._gate:
-                response = self._handle.upscale.remote(photo, job.scale, job.network_scale)
-                return cast(Upscaled, await _answer(response))
+                response = self._handle.upscale.remote(photo, settings.scale, settings.network_scale)
+                return cast(Upscaled, await answer_of(response))
         method = self._handle.options(stream=True).upscale_by_tiles
-        steps: Any = method.remote(photo, job.scale, job.network_scale)
+        steps: Any = method.remote(photo, settings.scale, settings.network_scale, permit)
         try:
             async for step in steps:
                 if isinstance(step, Upscaled):
                     return step
-                progress(step)
+                on_progress(step)
         finally:
             steps.cancel()
         raise Problem("starting", "the replica that held the picture is gone; send it again")
@@ -89,9 +98,9 @@ class Router:
     async def _describe(self) -> ModelInfo:
         self._asked = time.monotonic()
         try:
-            with _serve_errors():
+            with serve_errors():
                 async with asyncio.timeout(DESCRIBE_DEADLINE_S):
-                    self._model = cast(ModelInfo, await _answer(self._handle.describe.remote()))
+                    self._model = cast(ModelInfo, await answer_of(self._handle.describe.remote()))
         except TimeoutError:
             raise Problem("starting", "the model is being loaded; try again soon") from None
         return self._model
@@ -125,6 +134,14 @@ class Catalogue:
         raise Problem("invalid-parameter", f"model: not served; {hint}", errors=errors)
 
 
+def catalogue_of(options: ServiceOptions, generators: Sequence[DeploymentHandle[Any]]) -> Catalogue:
+    """The models of the options, whose deployments come in the same order."""
+    most = options.max_replicas * options.requests_per_replica
+    handles = zip(options.model_ids, generators, strict=True)
+    queues = {name: (handle, AdmissionQueue(options.limits.queue_s, most)) for name, handle in handles}
+    return Catalogue({name: Router(handle, queue) for name, (handle, queue) in queues.items()})
+
+
 def in_background(work: Any) -> asyncio.Task[Any]:
     """The coroutine as a task of its own, which does not end with the request that began it."""
     task: asyncio.Task[Any] = asyncio.create_task(work, context=contextvars.Context())
@@ -132,7 +149,7 @@ def in_background(work: Any) -> asyncio.Task[Any]:
     return task
 
 
-async def _answer(response: Any) -> Any:
+async def answer_of(response: Any) -> Any:
     """What a DeploymentResponse brings. When this call is cancelled, so is the replica's work."""
     try:
         return await response
@@ -142,7 +159,7 @@ async def _answer(response: Any) -> Any:
 
 
 @contextmanager
-def _serve_errors() -> Iterator[None]:
+def serve_errors() -> Iterator[None]:
     """Errors of Serve and of the replicas as problems."""
     try:
         yield
@@ -150,6 +167,8 @@ def _serve_errors() -> Iterator[None]:
         # The text of a RayTaskError is the replica's traceback: only its cause may be told.
         if isinstance(error.cause, ScaleChanged):
             raise ScaleChanged from None
+        if isinstance(error.cause, Abandoned):
+            raise Problem("starting", "the work was given up; it is begun anew") from None
         raise problem_of(error.cause) from None
     except BackPressureError:
         raise Problem("overloaded", "too many pictures are waiting; try again later") from None

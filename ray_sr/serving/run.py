@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +26,10 @@ from ray_sr.cluster import connect, disconnect
 from ray_sr.errors import ClusterError, RecipeError
 from ray_sr.serving import proxy
 from ray_sr.serving.app import build, fit_to_cluster, require_room
+from ray_sr.serving.job_storage import JobStorage, jobs_location
 from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.webhooks import read_secret
 from ray_sr.store import Store, load_model
 
 APPLICATION = "ray-sr"
@@ -64,18 +67,20 @@ def running_service(
 
     Uses the Ray this process is connected to, else connects for the time of the block. Raises RecipeError for
     a public host without keys and without `insecure`, ModelError and InputError for a model that cannot be
-    loaded or keys that cannot be read, ResourceError for replicas that no machine has room for, ClusterError
-    where the service cannot start.
+    loaded, keys that cannot be read or a storage of jobs that cannot be used, ResourceError for replicas that no
+    machine has room for, ClusterError where the service cannot start.
     """
     refuse_public_host(host, insecure or options.keys is not None)
     options = _with_absolute_paths(options)
     if options.keys:
         read_keys(options.keys)
+    if options.webhook_secret:
+        read_secret(options.webhook_secret)
     for model in options.models:
         load_model(model, options.store)
-    port = _claim_port(host, port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with _connected() as own_ray:
+    with _storage_of_jobs(options, port) as options, _connected() as own_ray:
+        port = _claim_port(host, port)
         if own_ray:
             serve.shutdown()  # there is nothing to end yet: it forgets the Serve of a former Ray of this process
         elif serve.status().proxies:
@@ -152,9 +157,26 @@ def _with_absolute_paths(options: ServiceOptions) -> ServiceOptions:
     if "://" not in store:
         store = str(Path(store).expanduser().absolute())
     files = {
-        name: str(Path(path).absolute()) for name in ("keys", "access_log") if (path := getattr(options, name))
+        name: str(Path(path).absolute())
+        for name in ("keys", "access_log", "webhook_secret")
+        if (path := getattr(options, name))
     }
     return options.model_copy(update={"model": model, "further_models": tuple(further), "store": store, **files})
+
+
+@contextmanager
+def _storage_of_jobs(options: ServiceOptions, port: int) -> Iterator[ServiceOptions]:
+    """The options with a place for the jobs: each port has its own, so that two services do not mix theirs.
+
+    A service on any free port is not found again, so its jobs end with it.
+    """
+    if options.jobs is None and port == 0:
+        with tempfile.TemporaryDirectory(prefix="ray-sr-jobs-", ignore_cleanup_errors=True) as folder:
+            yield options.model_copy(update={"jobs": folder})
+        return
+    location = jobs_location(options, f"port-{port}")
+    JobStorage(location)
+    yield options.model_copy(update={"jobs": location})
 
 
 def _absolute_model(model: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ray_sr.images import Photo
 
+JOB_OWNER = "JobOwner"  # the deployment that owns the jobs
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
 
 
@@ -28,6 +29,15 @@ class ModelInfo(BaseModel):
         return f"{self.name}@{self.version}"
 
 
+@dataclass(frozen=True)
+class Permit:
+    """What a generator replica asks the owner of the jobs by, while it works on one: see `JobTable.permits`."""
+
+    job: str
+    run: str
+    lease_s: float
+
+
 @dataclass(frozen=True, eq=False)
 class Upscaled:
     """An upscaled photo, the model that made it and the seconds that took on the device."""
@@ -35,6 +45,10 @@ class Upscaled:
     photo: Photo
     model: ModelInfo
     seconds: float
+
+
+class Abandoned(Exception):
+    """The work on a picture was given up: nobody waits for it any more, or it is not permitted any more."""
 
 
 class ScaleChanged(Exception):

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-
-class Abandoned(Exception):
-    """Nobody waits for the result any more."""
+from ray_sr.serving.schemas import Abandoned
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.run import running_service
 from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine
+from tests.serving.page_browser import chromium, find_chromium
 
 # A picture of 1024x1024 keeps this network busy for far longer than the deadline, one of 32x24 for a blink.
 LIMITS = ServiceLimits(
@@ -48,7 +50,15 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> ServiceOptions:
     torch.manual_seed(7)
     store.publish("portrait", build_generator(network), network)
     return ServiceOptions(
-        model="portrait", store=store.root, device="cpu", precision="float32", tile=96, cpus=1, limits=LIMITS
+        model="portrait",
+        store=store.root,
+        device="cpu",
+        precision="float32",
+        tile=96,
+        cpus=1,
+        ingress_replicas=2,
+        codec_processes=1,
+        limits=LIMITS,
     )
 
 
@@ -98,3 +108,14 @@ def engine(service: Running) -> Engine:
 @pytest.fixture(scope="session")
 def small_png() -> bytes:
     return encode(picture(24, 32), "png")
+
+
+@pytest.fixture(scope="session")  # so that tests skip before the service is started for them
+def chromium_path() -> str:
+    return find_chromium()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: str) -> Iterator[Any]:
+    with chromium(chromium_path) as started:
+        yield started

@@ -34,7 +34,14 @@ def rough(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     network = NetworkSpec(scale=4, generator=SRResNetSpec(blocks=1, channels=4))
     torch.manual_seed(1)
     store.publish("tiny", build_generator(network), network)
-    options = ServiceOptions(model="tiny", store=store.root, device="cpu", cpus=0.1, codec_processes=2)
+    options = ServiceOptions(
+        model="tiny",
+        store=store.root,
+        device="cpu",
+        cpus=0.1,
+        codec_processes=2,
+        jobs=str(tmp_path_factory.mktemp("jobs")),
+    )
     serve.run(build(options), name="rough", route_prefix="/rough")
     yield f"{service.url}/rough"
     serve.delete("rough")

@@ -89,3 +89,19 @@ def test_no_service_is_one_line() -> None:
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(ClusterError, match="looks like http"):
         client.limits(url)
+
+
+def test_client_says_address_and_key_once(service: Running, small_png: bytes) -> None:
+    one = client.Client(service.url)
+    assert one.is_ready()
+    assert [model.id for model in one.models()] == ["portrait"]
+    assert one.limits()["body_bytes"] == client.limits(service.url)["body_bytes"]
+    begun = one.begin_job(small_png, scale=2, idempotency_key="from the class")
+    assert one.begin_job(small_png, scale=2, idempotency_key="from the class").id == begun.id
+    ended = one.wait(begun.id, pause_s=0.05)
+    assert ended.status == "succeeded"
+    assert one.job_result(begun.id).data == one.upscale(small_png, scale=2).data
+    one.cancel_job(begun.id)
+    with pytest.raises(client.ServiceError) as caught:
+        one.job(begun.id)
+    assert caught.value.status == 410

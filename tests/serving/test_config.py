@@ -52,8 +52,15 @@ def test_arguments_fit_the_builder_and_names_its_deployments(name: str, monkeypa
     ServiceOptions.model_validate(application["args"])
     monkeypatch.syspath_prepend(SERVE.parent)
     assert import_attr(application["import_path"]) is build
-    built = {"Ingress", "Generator"}
+    built = {"Ingress", "JobOwner", "Generator"}
     assert {deployment["name"] for deployment in application["deployments"]} <= built
+
+
+@every_config
+def test_number_of_ingresses_is_said_where_the_budgets_are_shared(name: str) -> None:
+    (application,) = CONFIGS[name]["applications"]
+    (ingress,) = [one for one in application["deployments"] if one["name"] == "Ingress"]
+    assert not ingress.keys() & {"num_replicas", "autoscaling_config"}, "ingress_replicas in args says it"
 
 
 @every_config

@@ -16,7 +16,7 @@ from ray import serve
 
 from ray_sr.errors import ResourceError
 from ray_sr.images import Photo, encode
-from ray_sr.serving.app import build, ingress_deployment
+from ray_sr.serving.app import assemble, build
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.schemas import ModelInfo, Upscaled
 from tests.serving.conftest import LIMITS, Running, picture
@@ -26,7 +26,7 @@ DEADLINE_S = 120
 
 
 @pytest.fixture(scope="module")
-def faulty(service: Running) -> Iterator[str]:
+def faulty(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a second application whose generator fails in a way that the picture's width chooses."""
 
     class Faulty:
@@ -45,8 +45,8 @@ def faulty(service: Running) -> Iterator[str]:
             return Upscaled(photo, await self.describe(), 0.0)
 
     generator = serve.deployment(name="Faulty", num_replicas=1, max_ongoing_requests=4)(Faulty)
-    options = ServiceOptions(limits=LIMITS)
-    application = ingress_deployment().bind(options, generator.bind())
+    options = ServiceOptions(limits=LIMITS, jobs=str(tmp_path_factory.mktemp("jobs")))
+    application = assemble(options, generator.bind())
     serve.run(application, name="faulty", route_prefix="/faulty")
     yield f"{service.url}/faulty"
     serve.delete("faulty")
@@ -136,10 +136,13 @@ class Load:
 
 
 @pytest.fixture(scope="module")
-def mortal(service: Running, small_png: bytes) -> Iterator[tuple[str, bytes]]:
+def mortal(
+    service: Running, small_png: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, bytes]]:
     """URL of a quick application of two replicas, and its answer to the small picture."""
     options = ServiceOptions(
         model="bicubic",
+        jobs=str(tmp_path_factory.mktemp("jobs")),
         device="cpu",
         precision="float32",
         cpus=0.1,
@@ -182,10 +185,13 @@ def test_kill_under_load_costs_only_what_was_in_flight(
         assert len(load.answers) - load.answers.count(200) <= 6, "of three clients, twice at most"
 
 
-def test_replicas_follow_the_load(service: Running, small_png: bytes) -> None:
+def test_replicas_follow_the_load(
+    service: Running, small_png: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """One replica, two under load, one again. Its deployment decides by what the handles report."""
     options = ServiceOptions(
         model="bicubic",
+        jobs=str(tmp_path_factory.mktemp("jobs")),
         device="cpu",
         cpus=0.1,
         codec_processes=1,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -20,9 +22,11 @@ from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.app import build
 from ray_sr.serving.keys import add_key
 from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.webhooks import origin_of
 from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import LIMITS, Running, picture
+from tests.serving.webhook_receiver import SECRET, Receiver
 
 DEADLINE_S = 60
 
@@ -37,6 +41,7 @@ class Governed:
     poor: str
     versions: tuple[str, str, str]
     log: Path
+    receiver: Receiver
 
     def post(
         self, body: bytes, query: str = "", key: str | None = None, path: str = "/v1/upscale"
@@ -55,9 +60,12 @@ def governed(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iter
         torch.manual_seed(seed)
         versions.append("tiny@" + store.publish("tiny", build_generator(network), network))
     store.promote(versions[0], "best")
-    keys, log = folder / "keys.json", folder / "access.jsonl"
+    keys, log, secret = folder / "keys.json", folder / "access.jsonl", folder / "secret"
+    secret.write_text("whsec_" + base64.b64encode(SECRET).decode())
+    receiver = Receiver()
     options = ServiceOptions(
         model="best",
+        jobs=str(folder / "jobs"),
         further_models=("bicubic",),
         store=store.root,
         follow_s=0.2,
@@ -67,13 +75,18 @@ def governed(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iter
         codec_processes=1,
         keys=str(keys),
         access_log=str(log),
+        cors_origins=("https://pages.example.org",),
+        webhook_origins=(origin_of(receiver.url),),
+        webhook_secret=str(secret),
         limits=LIMITS.model_copy(update={"body_deadline_s": 30, "request_deadline_s": 60}),
     )
     rich, poor = add_key(keys, "rich"), add_key(keys, "poor", pixels_per_minute=30 * 16 * 24 * 32)
     serve.run(build(options), name="governed", route_prefix="/governed")
     one, two, three = versions
-    yield Governed(f"{service.url}/governed", store, rich, poor, (one, two, three), log)
+    yield Governed(f"{service.url}/governed", store, rich, poor, (one, two, three), log, receiver)
     serve.delete("governed")
+    receiver.shutdown()
+    receiver.server_close()
 
 
 def kind_of(response: httpx.Response) -> tuple[int, str]:
@@ -208,3 +221,37 @@ def test_promotion_and_rollback_under_load_fail_no_request(governed: Governed, s
         load.wait_for(first)
     assert load.wrong == []
     assert load.answers >= 100
+
+
+def test_end_of_a_job_is_told_where_that_is_allowed(governed: Governed, small_png: bytes) -> None:
+    address = quote(governed.receiver.url, safe="")
+    job = governed.post(small_png, f"?webhook={address}", path="/v1/jobs").json()["id"]
+    end = time.monotonic() + DEADLINE_S
+    while not governed.receiver.got:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    ((_, headers, body),) = governed.receiver.got
+    assert headers["webhook-id"] == job
+    assert json.loads(body)["data"]["result_url"] == f"/governed/v1/jobs/{job}/result"
+    refused = governed.post(small_png, "?webhook=https%3A%2F%2Fevil.example.org%2F", path="/v1/jobs")
+    assert kind_of(refused) == (422, "invalid-parameter")
+
+
+def test_pages_of_allowed_origins_may_ask(governed: Governed, small_png: bytes) -> None:
+    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin, allowed in (("https://pages.example.org", True), ("https://evil.example.org", False)):
+        before = httpx.options(f"{governed.url}/v1/upscale", headers={"Origin": origin, **ask})
+        assert (before.headers.get("access-control-allow-origin") == origin) is allowed
+        headers = {"Origin": origin, "X-API-Key": governed.key}
+        answer = httpx.post(f"{governed.url}/v1/upscale", content=small_png, headers=headers, timeout=60)
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+        refused = httpx.post(f"{governed.url}/v1/upscale", content=small_png, headers={"Origin": origin})
+        assert refused.status_code == 401
+        assert (refused.headers.get("access-control-allow-origin") == origin) is allowed
+
+
+def test_quota_of_jobs_and_pictures_is_one(governed: Governed, small_png: bytes) -> None:
+    """The bucket may be empty from another test; it has room for a few small pictures at most."""
+    statuses = [governed.post(small_png, key=governed.poor, path="/v1/jobs").status_code for _ in range(31)]
+    assert statuses[-1] == 429
+    assert governed.post(small_png, key=governed.poor).status_code == 429

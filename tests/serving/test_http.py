@@ -111,6 +111,9 @@ def test_accept_and_same_choose_the_format(service: Running, small_png: bytes) -
     )
     jpeg = encode(picture(24, 32), "jpeg")
     assert post(service, jpeg, "?format=same").headers["content-type"] == "image/jpeg"
+    assert post(service, small_png, "?format=jpg").headers["content-type"] == "image/jpeg"
+    usual = post(service, small_png, headers={"Accept": "application/json, text/plain, */*"})
+    assert usual.headers["content-type"] == "image/png"
     refused(post(service, small_png, headers={"Accept": "image/gif"}), 406, "not-acceptable")
 
 
@@ -322,3 +325,16 @@ def test_problem_types_can_be_looked_up(service: Running, small_png: bytes) -> N
     meaning = httpx.get(f"{service.url}{problem['type']}").json()
     assert meaning == {key: problem[key] for key in ("type", "title", "status")}
     refused(httpx.get(f"{service.url}/problems/nonsense"), 404, "not-found")
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/"])
+def test_head_is_answered_as_get_without_the_body(service: Running, path: str) -> None:
+    head, get = httpx.head(service.url + path), httpx.get(service.url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_base64_may_be_broken_into_lines(service: Running, small_png: bytes) -> None:
+    sent = {"image": base64.encodebytes(small_png).decode().replace("\n", "\r\n")}
+    answer = httpx.post(f"{service.url}/v1/upscale", json=sent, timeout=60)
+    assert answer.content == post(service, small_png).content

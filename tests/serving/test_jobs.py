@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
+import zipfile
 from typing import Any
 
 import httpx
@@ -139,3 +141,48 @@ def test_damage_that_only_decoding_finds_is_the_jobs_error(service: Running) -> 
 def test_unknown_jobs(service: Running, address: str) -> None:
     assert kind_of(httpx.get(f"{service.url}/v1/jobs{address}")) == (404, "not-found")
     assert kind_of(httpx.delete(f"{service.url}/v1/jobs/nothing")) == (404, "not-found")
+
+
+def test_results_of_many_jobs_as_one_zip(service: Running, engine: Engine) -> None:
+    photos = [picture(20, 20 + number) for number in range(3)]
+    ids = [begin(service, encode(photo, "png")).json()["id"] for photo in photos]
+    for id in ids:
+        wait(service, id, "succeeded")
+    names = ["a/one_x4.png", "../one.png", "A/ONE_x4.png"]
+    wanted = {"jobs": [{"id": id, "name": name} for id, name in zip(ids, names, strict=True)]}
+    described = httpx.post(f"{service.url}/v1/archives", json=wanted)
+    assert described.status_code == 201, described.text
+    answer = httpx.get(service.url + described.json()["url"])
+    assert answer.headers["content-disposition"] == 'attachment; filename="upscaled.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["a/one_x4.png", "one.png", "A/ONE_x4 (2).png"]
+        for name, photo in zip(archive.namelist(), photos, strict=True):
+            assert archive.read(name) == encode(upscale_photo(photo, engine), "png")
+        assert described.json()["bytes"] == sum(info.file_size for info in archive.infolist())
+
+
+def test_zip_of_what_has_no_result_is_refused(service: Running) -> None:
+    broken = begin(service, png_of(8, 8, b"garbage")).json()["id"]
+    wait(service, broken, "failed")
+    url = f"{service.url}/v1/archives"
+    assert kind_of(httpx.post(url, json={"jobs": [{"id": broken, "name": "x"}]})) == (409, "job-not-ready")
+    assert kind_of(httpx.post(url, json={"jobs": [{"id": "nothing-there", "name": "x"}]})) == (404, "not-found")
+    assert kind_of(httpx.post(url, json={"jobs": []})) == (422, "invalid-parameter")
+    assert kind_of(httpx.get(f"{url}/AAAAAAAAAAAAAAAAAAAAAAAA")) == (404, "not-found")
+
+
+def test_head_of_a_result_tells_its_size_and_kind(service: Running, small_png: bytes) -> None:
+    id = begin(service, small_png, "?format=jpg").json()["id"]
+    wait(service, id, "succeeded")
+    url = f"{service.url}/v1/jobs/{id}/result"
+    head, whole = httpx.head(url), httpx.get(url)
+    assert head.status_code == 200
+    assert head.headers["content-type"] == whole.headers["content-type"] == "image/jpeg"
+    assert int(head.headers["content-length"]) == len(whole.content)
+    assert httpx.head(f"{service.url}/v1/jobs/nothing-there/result").status_code == 404
+
+
+def test_messages_are_refused_where_none_are_allowed(service: Running, small_png: bytes) -> None:
+    refused = begin(service, small_png, "?webhook=https://example.org/")
+    assert kind_of(refused) == (422, "invalid-parameter")

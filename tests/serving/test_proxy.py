@@ -53,6 +53,40 @@ def test_other_answers_pass(answer: Response) -> None:
     assert (response.status_code, response.content) == (answer.status_code, answer.body)
 
 
+def test_service_that_answered_before_is_draining_for_a_while() -> None:
+    """Serve's 404 becomes 503 with Retry-After where a service has been, and nowhere else."""
+    now = 0.0
+    is_there = True
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        here = is_there and scope["path"].startswith("/sr")
+        answer = Response("fine", headers={"raysr-root": "/sr"}) if here else PlainTextResponse("not found", 404)
+        await answer(scope, receive, send)
+
+    async def scenario() -> None:
+        nonlocal now, is_there
+        transport = httpx.ASGITransport(ProxyProblems(app, clock=lambda: now))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.get("/sr/x")).status_code == 200
+            assert "raysr-root" not in (await client.get("/sr/x")).headers
+            is_there = False
+            now += 1000  # nobody asked for long
+            draining = await client.get("/sr/x")
+            assert draining.status_code == 503
+            assert int(draining.headers["retry-after"]) > 0
+            assert (await client.get("/srx")).status_code == 404
+            now += 119
+            assert (await client.get("/sr/x")).status_code == 503
+            now += 2
+            assert (await client.get("/sr/x")).status_code == 404
+            is_there = True
+            assert (await client.get("/sr/x")).status_code == 200
+            is_there = False
+            assert (await client.get("/sr/x")).status_code == 503
+
+    asyncio.run(scenario())
+
+
 def test_ingress_that_is_gone_is_503() -> None:
     async def dead(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("The actor died: secret")

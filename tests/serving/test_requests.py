@@ -10,7 +10,7 @@ import pytest
 
 from ray_sr.serving.options import UpscaleQuery
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.requests import MOST_PARTS, AcceptedResponse, picture_in, wish_of
+from ray_sr.serving.requests import MOST_PARTS, AcceptedResponse, accepted_response_of, picture_in
 
 NOTHING = UpscaleQuery()
 IMAGE = b"\x89PNG\r\n\x1a\n\r\n--not the boundary\r\n\x00\xff" * 3
@@ -115,6 +115,10 @@ def test_option_in_address_and_body() -> None:
         ("image/webp", AcceptedResponse("webp")),
         ("image/gif, image/webp;q=0.3, image/jpeg;q=0.5", AcceptedResponse("jpeg")),
         ("text/html, image/avif, */*;q=0.8", AcceptedResponse(None)),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", AcceptedResponse(None)),
+        ("application/json, text/plain, */*", AcceptedResponse(None)),
+        ("application/json, */*;q=0.5", AcceptedResponse(None, as_json=True)),
+        ("image/webp, */*", AcceptedResponse("webp")),
         ("IMAGE/PNG ; q=1.0", AcceptedResponse("png")),
         ("application/json", AcceptedResponse(None, as_json=True)),
         ("image/png;q=0, application/json;q=0.1", AcceptedResponse(None, as_json=True)),
@@ -122,12 +126,14 @@ def test_option_in_address_and_body() -> None:
     ],
 )
 def test_accept_chooses_the_answer(accept: str, wish: AcceptedResponse) -> None:
-    assert wish_of(accept, NOTHING) == wish
+    assert accepted_response_of(accept, NOTHING) == wish
 
 
 @pytest.mark.parametrize("accept", ["image/gif", "text/html", "image/png;q=0", "nonsense"])
 def test_accept_that_cannot_be_met(accept: str) -> None:
     with pytest.raises(Problem) as caught:
-        wish_of(accept, NOTHING)
+        accepted_response_of(accept, NOTHING)
     assert caught.value.status == 406
-    assert wish_of(accept, UpscaleQuery(format="png")) == AcceptedResponse(None), "the option comes first"
+    assert accepted_response_of(accept, UpscaleQuery(format="png")) == AcceptedResponse(None), (
+        "the option comes first"
+    )

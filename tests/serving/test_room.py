@@ -36,7 +36,7 @@ def test_two_models_have_room_on_every_machine(cluster: Cluster, cores: int, gpu
     require_room(fitted)
     assert fitted.cpus is not None
     assert fitted.gpus is not None
-    assert 2 * replicas * fitted.cpus + 0.1 <= cores
+    assert 2 * replicas * fitted.cpus + 0.2 <= cores, "beside ingress and owner of the jobs"
     assert bool(fitted.gpus) == bool(gpus)
 
 
