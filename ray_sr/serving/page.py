@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "page"
 MEDIA_TYPES = {
     "index.html": "text/html; charset=utf-8",
     "page.css": "text/css; charset=utf-8",
-    **dict.fromkeys(("page.js", "service.js", "viewer.js"), "text/javascript; charset=utf-8"),
+    **dict.fromkeys(("page.js", "queue.js", "service.js", "viewer.js"), "text/javascript; charset=utf-8"),
     "icon.svg": "image/svg+xml",
 }
 # blob: is the visitor's own photo and its result. Scripts cannot write markup, so no text becomes code.

@@ -19,20 +19,9 @@ from ray_sr.serving.keys import add_key
 from ray_sr.serving.page import FOLDER, MEDIA_TYPES
 from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture
-from tests.serving.page_browser import Visit, chromium, find_chromium
+from tests.serving.page_browser import Visit
 
 Visitor = Callable[..., Visit]
-
-
-@pytest.fixture(scope="session")  # so that tests skip before the service is started for them
-def chromium_path() -> str:
-    return find_chromium()
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: str) -> Iterator[Any]:
-    with chromium(chromium_path) as started:
-        yield started
 
 
 @pytest.fixture
@@ -148,13 +137,13 @@ def test_download_is_what_the_library_makes_of_the_same_bytes(
     page.sees("#made-by", f"portrait@{service.store.show('portrait').version}")
 
 
-def test_photos_go_one_at_a_time(visit: Visitor, small_png: bytes) -> None:
+def test_photo_under_way_is_not_pushed_aside(visit: Visitor, small_png: bytes) -> None:
     page = visit()
     page.pick(flat_png(*BIG))
     page.tab.click("#go")
     page.sees("#phase", "Upscaling")
     page.hand_over("drop", small_png, "second.png")
-    page.sees("[role=alert]", "One photo at a time")
+    page.sees("[role=alert]", "One photo is under way")
     page.sees("#name", "cat.png")
     cancel(page)
 

@@ -1,6 +1,7 @@
-// The page: choose a photo, upscale it as a job, compare, download. No libraries, no build.
+// The page: choose a photo, upscale it as a job, compare, download; many go into the list. No libraries, no build.
 // Everything the service says is shown as text, never as markup.
 
+import { dropped, enqueue, isEmpty, useQueue } from "./queue.js";
 import { Problem, ask, discard, follow, service, transfer } from "./service.js";
 import { listenToViewer, viewer } from "./viewer.js";
 
@@ -91,25 +92,61 @@ function load(file) {
 
 const unload = (picture) => picture && URL.revokeObjectURL(picture.url);
 
-/** Takes the first of the files that were picked, dropped or pasted. */
-async function choose(files) {
-  if (files.length === 0) return;
-  if (running) return tell(new Problem("One photo at a time", "Cancel the work under way, or wait for its end."));
+/** Takes what was picked, dropped or pasted, [{file, name}]: one photo to be looked at, several into the list. */
+async function choose(photos) {
+  if (photos.length === 0) return;
+  if (running) return tell(new Problem("One photo is under way", "Cancel it, or wait for its end."));
   await started;
   if (!service.limits) await (started = start());
   if (!service.limits) return;
   clearProblem();
+  if (photos.length > 1 || !isEmpty()) return enqueue(photos);
   try {
-    const opened = await check(files[0], chosenModel());
+    const opened = await check(photos[0].file, chosenModel());
     unload(photo);
     unload(result);
     photo = opened;
     result = null;
     showPhoto();
-    if (files.length > 1) throw new Problem("One photo at a time", `Of these ${files.length}, the first was taken.`);
   } catch (error) {
     tell(error);
   }
+}
+
+const named = (files) => [...files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
+
+/** A small picture of the photo in a file. Throws a Problem where the service would refuse it. */
+async function thumbnail(file) {
+  unload(await check(file, chosenModel()));
+  try {
+    const small = await createImageBitmap(file, { resizeHeight: 96, resizeQuality: "medium" });
+    const canvas = Object.assign(document.createElement("canvas"), { width: small.width, height: small.height });
+    canvas.getContext("2d").drawImage(small, 0, 0);
+    small.close();
+    return await new Promise((resolve) => canvas.toBlob(resolve, "image/webp"));
+  } catch {
+    return null; // a TIFF, which no browser shows
+  }
+}
+
+/** The settings, as the service takes them. */
+function query() {
+  const chosen = new URLSearchParams({ scale: chosenScale(), format: $("format").value });
+  if (service.models.length > 1) chosen.set("model", chosenModel().id);
+  if ($("private").checked) chosen.set("metadata", "copyright");
+  return chosen.toString();
+}
+
+/** The list takes the place of the one photo, and the settings with it. */
+function showQueue(size) {
+  const many = size > 0;
+  if (many === document.body.classList.contains("many")) return;
+  document.body.classList.toggle("many", many);
+  if (many) $("queue-side").prepend($("options"));
+  else $("busy").before($("options"));
+  $("go").hidden = many;
+  setState(many ? "empty" : photo ? (result ? "done" : "ready") : "empty");
+  document.body.classList.toggle("chosen", many || photo !== null);
 }
 
 /** The photo in a file. Throws a Problem where the service would refuse it. */
@@ -152,11 +189,8 @@ async function upscale() {
 
 async function runJob(signal) {
   phase("Sending the photo", 0);
-  const query = new URLSearchParams({ scale: chosenScale(), format: $("format").value });
-  if (service.models.length > 1) query.set("model", chosenModel().id);
-  if ($("private").checked) query.set("metadata", "copyright");
   const onSent = (share) => phase(share === 1 ? "Waiting for the service" : "Sending the photo", share);
-  const posted = await transfer("POST", `v1/jobs?${query}`, photo.file, signal, { onSent });
+  const posted = await transfer("POST", `v1/jobs?${query()}`, photo.file, signal, { onSent });
   const job = JSON.parse(await posted.response.text());
   running.id = job.id;
   try {
@@ -220,12 +254,12 @@ function setState(state) {
   $("work").hidden = state === "empty";
   $("busy").hidden = !busy;
   $("done").hidden = state !== "done";
-  $("go").hidden = busy;
+  $("go").hidden = busy || !isEmpty();
   $("choices").disabled = busy;
   $("file").disabled = busy;
   $("go").textContent = state === "done" ? "Upscale again" : goal();
   $("go").classList.toggle("primary", state !== "done");
-  if (!busy) document.title = "Enlarge a photo – ray-sr";
+  if (!busy) document.title = "Enlarge photos – ray-sr";
 }
 
 function goal() {
@@ -235,7 +269,7 @@ function goal() {
 }
 
 function showPhoto() {
-  $("ask").textContent = "Choose another photo";
+  $("ask").textContent = "Choose other photos";
   $("name").textContent = photo.file.name;
   $("facts").textContent = facts([sides(photo), size(photo.file.size), nameOf(photo.kind)]);
   setState("ready");
@@ -318,8 +352,12 @@ function size(bytes) {
 
 function listen() {
   $("file").onchange = () => {
-    choose([...$("file").files]);
+    choose(named($("file").files));
     $("file").value = ""; // so that the same file can be chosen again
+  };
+  $("folder").onchange = () => {
+    choose(named($("folder").files).filter(({ file }) => !file.name.startsWith(".")));
+    $("folder").value = "";
   };
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -331,12 +369,12 @@ function listen() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("dragging");
-    choose(event.dataTransfer.files);
+    dropped(event.dataTransfer).then(choose).catch(tell);
   });
-  document.addEventListener("paste", (event) => choose(event.clipboardData.files));
+  document.addEventListener("paste", (event) => choose(named(event.clipboardData.files)));
   $("options").addEventListener("submit", (event) => {
     event.preventDefault();
-    upscale();
+    if (isEmpty()) upscale();
   });
   $("options").addEventListener("change", (event) => {
     if (event.target === $("model")) showScales();
@@ -375,3 +413,4 @@ async function start() {
 
 listen();
 let started = start();
+started.then(() => useQueue({ check: thumbnail, query, say, tell, onSize: showQueue }));

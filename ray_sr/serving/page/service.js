@@ -29,10 +29,11 @@ function problemOf(status, text, retryAfter) {
 const unreachable = () => new Problem("The service does not answer", "Check the connection, then try again.");
 
 /** The answer to a request. Throws a Problem for every answer other than success. */
-export async function ask(method, url, signal) {
+export async function ask(method, url, signal, json) {
   let response;
+  const kind = json ? { "Content-Type": "application/json" } : {};
   try {
-    response = await fetch(url, { method, headers: headers(), signal });
+    response = await fetch(url, { method, headers: { ...headers(), ...kind }, signal, body: json });
   } catch (error) {
     throw signal?.aborted ? error : unreachable();
   }
@@ -41,14 +42,14 @@ export async function ask(method, url, signal) {
 }
 
 /** A request whose progress in both directions can be followed, which fetch cannot do for what it sends. */
-export function transfer(method, url, body, signal, { onSent, onReceived }) {
+export function transfer(method, url, body, signal, { onSent, onReceived, headers: further = {} }) {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
     const request = new XMLHttpRequest();
     const share = (then) => (event) => then?.(event.lengthComputable ? event.loaded / event.total : undefined);
     request.open(method, url);
     request.responseType = "blob";
-    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    for (const [name, value] of Object.entries({ ...headers(), ...further })) request.setRequestHeader(name, value);
     if (body) request.setRequestHeader("Content-Type", "application/octet-stream");
     request.upload.onprogress = share(onSent);
     request.onprogress = share(onReceived);
