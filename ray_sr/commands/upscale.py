@@ -45,12 +45,10 @@ _SIDE = click.IntRange(1)
     help="Format of the results.",
 )
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
-@click.option("--denoise", type=click.FloatRange(0, 1), help="How much of a denoising model is blended in.")
-@click.option(
-    "--denoise-model", metavar="MODEL", default="light-jpeg-x4", show_default=True, help="The denoising model."
-)
-@click.option("--tta", is_flag=True, help="Average over eight rotated and mirrored versions: 8 times the work.")
-@click.option("--consistency", is_flag=True, help="Correct results so that shrinking them gives the photo again.")
+@click.option("--denoise", type=click.FloatRange(0, 1), help="Share of a cleaning model, blended in.")
+@click.option("--denoise-model", metavar="MODEL", default="light-jpeg-x4", show_default=True, help="That model.")
+@click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
+@click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
 @click.option(
     "--compare", is_flag=True, help="Also write NAME_compare.png: bicubic to the left, result to the right."
 )
@@ -60,25 +58,25 @@ _SIDE = click.IntRange(1)
     default=95,
     show_default=True,
     type=click.IntRange(1, 100),
-    help="Quality of jpeg, webp, avif and jxl.",
+    help="Of jpeg, webp, avif and jxl.",
 )
 @click.option("--lossless", is_flag=True, help="Lossless webp, avif or jxl.")
 @click.option("--metadata", type=click.Choice(["keep", "copyright", "none"]), default="keep", show_default=True)
 @click.option("--suffix", help="Added to the names of results (default: _x and the scale).")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--skip-existing", is_flag=True, help="Skip photos whose results exist.")
-@click.option("--recursive", is_flag=True, help="Include subfolders.")
-@click.option("--lenient", is_flag=True, help="Read damaged photos as far as possible.")
-@click.option("--watch", is_flag=True, help="Keep upscaling what arrives in the folders PHOTOS, until interrupted.")
-@click.option("--codec", type=click.Choice(["h264", "h265", "av1", "vp9", "ffv1"]),
-              help="Codec of clips (default: h264; h265 for more than 8 bits, vp9 in .webm).")  # fmt: skip
-@click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, lower is better (default: by codec).")
-@click.option("--resume", is_flag=True, help="Continue clips that were interrupted.")
-@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@click.option("--skip-existing", is_flag=True, help="Leave photos alone whose results exist.")
+@click.option("--recursive", is_flag=True, help="Take the folders inside folders too.")
+@click.option("--lenient", is_flag=True, help="Read damaged photos as far as they go.")
+@click.option("--watch", is_flag=True, help="Go on with what arrives in the folders PHOTOS, until interrupted.")
+@click.option("--codec", type=click.Choice(["h264", "h265", "av1", "vp9", "ffv1"]), help="Of clips (default: h264; "
+              "h265 for more than 8 bits, vp9 in .webm).")  # fmt: skip
+@click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, less is better (default: by codec).")
+@click.option("--resume", is_flag=True, help="Go on with clips that were interrupted.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
 @click.option("--ray", "on_ray", is_flag=True, help="On a Ray cluster; PHOTOS and OUT may be bucket URIs.")
-@click.option("--workers", type=_SIDE, help="With --ray: engines (default: one per GPU, else one per node).")
+@click.option("--workers", type=_SIDE, help="With --ray: engines (default: one for each GPU, else one a node).")
 @store_option
 @json_option
 def upscale(
@@ -104,9 +102,9 @@ def upscale(
 ) -> None:
     """Upscale PHOTOS: files, folders, glob patterns, or - for stdin.
 
-    Photos that cannot be read are named and skipped; the exit code is then 3. With --ray,
-    existing results are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, each photo
-    is upscaled once, also across restarts, when its size and time have not changed for two seconds.
+    A photo that cannot be read is named and the rest goes on; the exit code is then 3. With --ray, results
+    that are there are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, photos are
+    taken when their size and time have been at rest for two seconds, once, also over restarts.
     """
     clip_choices = {"codec": codec, "crf": crf, "resume": resume}
     request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json, watch, clip_choices)
@@ -296,19 +294,27 @@ def _is_pipe(photo: str) -> bool:
 
 def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], workers: int | None) -> Summary:
     from ray_sr.upscaling.on_ray import upscale_archive
+    from ray_sr.upscaling.results import Summary
 
-    _, moving = request.split()
-    if moving.photos:
-        raise RecipeError(f"{moving.photos[0]}: clips and animations are made on one machine: leave out --ray")
+    photos, moving = request.split()
+    planned = _plan_moving(moving, len(photos.photos), loaded.capability.scale)
     connect_ray()
-    return upscale_archive(
-        request.photos,
-        str(request.output),
-        loaded,
-        wanted=request.wanted,
-        options=request.options,
-        engine_options=engine_options,
-        workers=workers,
-        dry_run=request.dry_run,
-        quiet=request.quiet,
-    )
+    common: dict[str, Any] = {
+        "wanted": request.wanted,
+        "options": request.options,
+        "engine_options": engine_options,
+        "workers": workers,
+        "dry_run": request.dry_run,
+        "quiet": request.quiet,
+    }
+    summary = Summary((), 0.0)
+    if photos.photos:
+        summary = upscale_archive(photos.photos, str(request.output), loaded, **common)
+    if planned:
+        from ray_sr.video.on_ray import upscale_clips_on_ray
+
+        common |= {"choices": request.clip_choices, "report": _tell(request)}
+        results = tuple(upscale_clips_on_ray(planned, loaded, **common))
+        seconds = summary.seconds + sum(result.seconds for result in results)
+        summary = Summary((*summary.files, *results), seconds)
+    return summary
