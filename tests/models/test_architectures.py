@@ -162,8 +162,10 @@ def test_spandrel_loads_the_file_and_gives_the_same_picture(name: str, trained: 
         assert torch.allclose(generator(picture).clamp(0, 1), theirs(picture.clone()), atol=1e-4)
     torch.save({"params": theirs.model.state_dict()}, tmp_path / "theirs.pth")  # without our header
     loaded, network = load_generator(tmp_path / "theirs.pth")
-    if name != "Compact":  # one of ours by its names of weights
-        assert network
+    assert network
+    if name in ("Compact", "SPAN"):  # ours too, by their names of weights
+        assert network.generator.kind == name.lower()
+    else:
         assert network.generator.kind == "spandrel"
         assert network.generator.architecture == name
     with torch.inference_mode():
