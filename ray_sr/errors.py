@@ -52,3 +52,21 @@ def printable(name: str | os.PathLike[str]) -> str:
     """A file's name, or any text, as one line that every terminal and log takes."""
     text = os.fsdecode(name)
     return text if text.isprintable() else ascii(text)
+
+
+_KINDS: dict[str, type[RaySRError]] = {
+    kind.__name__: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, RaySRError)
+}
+
+
+def described(error: RaySRError) -> dict[str, str]:
+    """The error as plain text that travels between processes: `message`, and its nearest class here as `kind`."""
+    kind = next(base.__name__ for base in type(error).__mro__ if _KINDS.get(base.__name__) is base)
+    return {"kind": kind, "message": str(error)}
+
+
+def from_description(kind: str, message: str) -> RaySRError:
+    """The error that `described` was given, with the same exit code."""
+    return _KINDS.get(kind, RaySRError)(message)

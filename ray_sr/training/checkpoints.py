@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,37 +15,64 @@ import ray
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from ray_sr.errors import ResourceError
+from ray_sr.errors import ResourceError, described
 from ray_sr.storage import first_line
 from ray_sr.training.state import STATE_FILE, Snapshot
 
 
-def report(summary: dict[str, Any], snapshot: Snapshot | None, monitor: Any, *, wait: bool) -> None:
-    """A checkpoint of all workers, to be called by each; rank 0 brings the snapshot.
+@dataclass
+class Waiting:
+    """A snapshot on its way to storage; it is let go when it has been written."""
 
-    Returns at once, or when the checkpoint is whole if told to `wait`. Where it cannot be written, the run ends
-    with ResourceError, told by the monitor, and the former checkpoint stays.
+    snapshot: Snapshot | None
+
+
+class CheckpointWriter:
+    """Reports the checkpoints of a run, in each of its workers; rank 0 brings the snapshots.
+
+    Ray Train takes one report of a worker at each look of its controller (`RAY_TRAIN_HEALTH_CHECK_INTERVAL_S`),
+    however small the checkpoint is. Snapshots that come faster would pile up in memory, and a stop would wait for
+    all of them: `busy` says when the next one is better left out.
     """
-    mode = CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC
-    name = f"checkpoint_{summary['step']:08d}"
-    if snapshot is None:
-        ray.train.report(summary, None, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
-        return
-    ray.train.report(
-        summary,
-        Checkpoint.from_directory(tempfile.mkdtemp(prefix="ray-sr-")),
-        checkpoint_dir_name=name,
-        checkpoint_upload_mode=mode,
-        delete_local_checkpoint_after_upload=True,
-        checkpoint_upload_fn=partial(_upload, snapshot=snapshot, monitor=monitor),
-    )
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._waiting: Waiting | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether the former snapshot still waits or is being written."""
+        return self._waiting is not None and self._waiting.snapshot is not None
+
+    def report(self, summary: dict[str, Any], snapshot: Snapshot | None, *, wait: bool) -> None:
+        """A checkpoint of all workers, to be called by each.
+
+        Returns at once, or when the checkpoint is whole if told to `wait`. Where it cannot be written, the run ends
+        with ResourceError, told by the monitor, and the former checkpoint stays.
+        """
+        mode = CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC
+        name = f"checkpoint_{summary['step']:08d}"
+        if snapshot is None:
+            ray.train.report(summary, None, checkpoint_dir_name=name, checkpoint_upload_mode=mode)
+            return
+        self._waiting = Waiting(snapshot)
+        ray.train.report(
+            summary,
+            Checkpoint.from_directory(tempfile.mkdtemp(prefix="ray-sr-")),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=mode,
+            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=partial(_upload, waiting=self._waiting, monitor=self._monitor),
+        )
 
 
-def _upload(local: Checkpoint, name: str, *, snapshot: Snapshot, monitor: Any) -> Checkpoint:
+def _upload(local: Checkpoint, name: str, *, waiting: Waiting, monitor: Any) -> Checkpoint:
     """Write the snapshot to the run's storage under its name, whole or not at all."""
     storage = ray.train.get_context().get_storage()
     place = f"{storage.experiment_fs_path}/{name}"
     ray.get(monitor.written.remote())  # a resumed run finds all log lines of the steps it keeps
+    snapshot = waiting.snapshot
+    assert snapshot is not None
     try:
         if isinstance(storage.storage_filesystem, pyarrow.fs.LocalFileSystem):
             write_whole(snapshot, Path(place))
@@ -52,10 +80,10 @@ def _upload(local: Checkpoint, name: str, *, snapshot: Snapshot, monitor: Any) -
             snapshot.write(Path(local.path))
             upload(Path(local.path), storage.storage_filesystem, place)
     except (OSError, RuntimeError) as error:  # torch.save tells of a full disk by RuntimeError
-        message = f"{place}: cannot write the checkpoint: {first_line(error)}; the former one is whole"
-        refusal = {"event": "error", "step": snapshot.step, "message": message, "kind": ResourceError.__name__}
-        ray.get(monitor.log.remote(refusal))
+        wrong = ResourceError(f"{place}: cannot write the checkpoint: {first_line(error)}; the former one is whole")
+        ray.get(monitor.log.remote({"event": "error", "step": snapshot.step, **described(wrong)}))
         raise
+    waiting.snapshot = None
     return Checkpoint(place, storage.storage_filesystem)
 
 

@@ -22,17 +22,19 @@ from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
 from ray_sr.cluster import capacity, require_shared
-from ray_sr.data.manifest import MANIFEST, read_manifest
-from ray_sr.data.stream import open_stream
-from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError
+from ray_sr.data.manifest import MANIFEST, Manifest, read_manifest
+from ray_sr.data.stream import BatchStream, open_stream
+from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError, from_description
 from ray_sr.images import write_bytes
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.recipes.reader import recipe_yaml
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, resolve_location
+from ray_sr.storage.local import remove_leftovers
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import Journal, Record, start_monitor
 from ray_sr.training.optimizer import check_optimizer
+from ray_sr.training.resume import Resumable, find_resumable
 from ray_sr.training.runs import Run
 from ray_sr.training.teachers import check_teachers
 from ray_sr.training.trackers import Trackers, check_trackers
@@ -76,7 +78,7 @@ def train(
     ModelError, ClusterError, and Interrupted.
     """
     place = _shards_of(recipe, shards)
-    digest = read_manifest(place).digest
+    manifest = read_manifest(place)
     _check_run(run, resume)
     check_trackers(recipe.training.trackers)
     check_optimizers(recipe)
@@ -88,16 +90,18 @@ def train(
     critic = initial_discriminator(recipe)
     teachers = check_teachers(recipe)
     with run.held():
-        facts = _write_facts(recipe, run, place, digest, start)
-        shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.facts_file.name}"]
+        found = find_resumable(run, recipe) if resume else None
+        shared = [f"{place}/{MANIFEST}", f"{run.place}/{run.lock_file.name}"]
         require_shared(*shared)
         monitor = start_monitor()
         stream = open_stream(recipe, place, gpu=bool(scaling.use_gpu))
-        sweep(run.folder)
-        unknown = run.forget_broken_note() if resume else None
+        changed = _changed_data(run, manifest) if found else {}
+        facts = _write_facts(recipe, run, place, manifest, start)
+        resumed = _make_ready(run, found)
         config = {
             "recipe": recipe.dump(),
-            "resume": unknown,
+            "resume": resumed,
+            "best_until": found.step if found and "held_out_digest" in changed else -1,
             "shards": place,
             "gpu": scaling.use_gpu,
             "shared": [file for file in shared if "://" not in file],
@@ -106,12 +110,7 @@ def train(
             "init_discriminator": ray.put(critic) if critic else None,
             "teachers": ray.put(teachers),
             "stream": ray.put(stream),
-            "data": {
-                "sub_images": len(stream.index),
-                "cached": stream.cached,
-                "degrade_in": stream.place,
-                "skipped": stream.index.skipped,
-            },
+            "data": _data_card(stream),
         }
         trainer = TorchTrainer(
             train_worker,
@@ -120,6 +119,10 @@ def train(
             run_config=_run_config(recipe, run),
         )
         listen({"event": "facts", "step": 0, **facts})
+        if found:
+            listen({"event": "resumed", "step": found.step, "damaged": found.damaged, "changed": changed})
+        if "held_out_digest" in changed:
+            run.set_best_aside(changed["held_out_digest"])
         trackers = Trackers(recipe, run.folder)
         try:
             return _Driver(trainer, recipe, run, monitor, [listen, trackers.hear], stop or threading.Event()).run()
@@ -188,6 +191,8 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
 def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     filesystem, path = run.storage()
     parent, _, name = path.rpartition("/")
+    if not name.isascii():  # Ray Train labels its metrics with it, and Ray takes no other letters there
+        os.environ["RAY_TRAIN_METRICS_ENABLED"] = "0"
     return RunConfig(
         name=name,
         storage_path=parent,
@@ -197,8 +202,42 @@ def _run_config(recipe: Recipe, run: Run) -> RunConfig:
     )
 
 
+def _make_ready(run: Run, found: Resumable | None) -> str | None:
+    """Remove what killed processes left. Returns the checkpoint's place where Ray Train does not know it itself."""
+    sweep(run.folder)
+    for folder in (run.folder, run.best, run.samples):
+        remove_leftovers(folder)
+    if found is None:
+        return None
+    resumed = run.go_on_from(found.name)
+    run.set_damaged_aside(found.damaged)
+    return resumed
+
+
+def _data_card(stream: BatchStream) -> dict[str, Any]:
+    return {
+        "sub_images": len(stream.index),
+        "cached": stream.cached,
+        "degrade_in": stream.place,
+        "skipped": stream.index.skipped,
+    }
+
+
+def _changed_data(run: Run, manifest: Manifest) -> dict[str, str]:
+    """The digests of run.json that are no longer those of the shards: of all, and of the held-out photos."""
+    try:
+        before = run.facts()
+    except InputError:
+        return {}
+    now = {"data_digest": manifest.digest, "held_out_digest": manifest.digest_of("validation")}
+    if before.get("data_digest", manifest.digest) == manifest.digest:
+        return {}
+    before = {"held_out_digest": before["data_digest"], **before}  # of a run that began before both were noted
+    return {name: before[name] for name, digest in now.items() if before[name] != digest}
+
+
 def _write_facts(
-    recipe: Recipe, run: Run, shards: str, digest: str, start: InitialWeights | None
+    recipe: Recipe, run: Run, shards: str, manifest: Manifest, start: InitialWeights | None
 ) -> dict[str, Any]:
     facts = {
         "ray_sr": __version__,
@@ -210,13 +249,15 @@ def _write_facts(
         "nodes": len(ray.nodes()),
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "shards": shards,
-        "data_digest": digest,
+        "data_digest": manifest.digest,
+        "held_out_digest": manifest.digest_of("validation"),
+        "held_out": manifest.photos.get("validation", 0),
         **({"starts_from": str(start)} if start else {}),
     }
     try:
         run.samples.mkdir(parents=True, exist_ok=True)
-        run.recipe_file.write_text(recipe_yaml(recipe), encoding="utf-8")
-        run.facts_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_bytes(run.recipe_file, recipe_yaml(recipe).encode())
+        write_bytes(run.facts_file, json.dumps(facts, indent=1).encode())
         run.push()
     except OSError as error:
         raise ResourceError(f"{run.place}: cannot write the run here: {first_line(error)}") from None
@@ -272,10 +313,12 @@ class _Driver:
             self.failure = error
 
     def _hear_signals(self) -> Callable[[], None]:
-        """Ctrl-C and SIGTERM save a checkpoint first; a second one stops at once."""
+        """Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; a second one stops at once."""
         if threading.current_thread() is not threading.main_thread():
             return lambda: None
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        if before[signal.SIGHUP] is signal.SIG_IGN:  # by nohup
+            del before[signal.SIGHUP]
 
         def hear(number: int, frame: FrameType | None) -> None:
             if self.interrupted:
@@ -354,8 +397,7 @@ class _Driver:
         if self.unwritable is not None:
             raise self.unwritable
         if self.refusal is not None:
-            kinds = {kind.__name__: kind for kind in RaySRError.__subclasses__()}
-            raise kinds.get(self.refusal["kind"], RaySRError)(self.refusal["message"])
+            raise from_description(self.refusal["kind"], self.refusal["message"])
         if self.failure is not None:
             self._raise_failure_of(_root(self.failure))
         if self.interrupted:

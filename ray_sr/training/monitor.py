@@ -7,8 +7,8 @@ come without a checkpoint.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import time
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
@@ -20,15 +20,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_sr.storage.local import atomic_write
 
 Record = dict[str, Any]
+LOOK_SECONDS = 0.02
 
 
 class _Monitor:
-    """State of the actor: waiting records, whether to stop."""
+    """State of the actor: waiting records, counted from the beginning, and whether to stop."""
 
     def __init__(self) -> None:
         self._records: list[Record] = []
-        self._taken = 0  # records that the driver got with its last call and may still be writing
-        self._changed = asyncio.Condition()
+        self._taken = 0  # records that the driver got so far; with its next call it has written them
+        self._written = 0
         self._stop = False
         self._refused = False
 
@@ -36,27 +37,27 @@ class _Monitor:
         """Take a record; answers whether the run is to stop."""
         self._records.append(record)
         self._refused |= record["event"] == "error"
-        await self._notify()
         return self._stop
 
     async def drain(self, seconds: float) -> list[Record]:
         """The records that wait, or those of the next `seconds`. To call again says that the last are written."""
-        self._taken = 0
-        await self._notify()
-        if not self._records:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds), self._changed:
-                    await self._changed.wait_for(lambda: self._records)
+        self._written = self._taken
+        deadline = time.monotonic() + seconds
+        while not self._records and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
         records, self._records = self._records, []
-        self._taken = len(records)
+        self._taken += len(records)
         return records
 
     async def written(self) -> None:
-        """Returns when the driver has written every record, to the bucket too if the run lies in one."""
+        """Returns when the driver has written every record so far, to the bucket too if the run lies in one.
+
+        Those that come meanwhile are not waited for: of fast steps there are always some.
+        """
         self._records.append({"event": "flush"})
-        await self._notify()
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._records and not self._taken)
+        last = self._taken + len(self._records)
+        while self._written < last:
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def refused(self) -> bool:
         """Whether a worker told of an error that a person has to mend: workers that start again stop at once."""
@@ -65,9 +66,8 @@ class _Monitor:
     async def stop(self) -> None:
         self._stop = True
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def stopping(self) -> bool:
+        return self._stop
 
 
 def start_monitor() -> Any:

@@ -29,18 +29,20 @@ class Notice:
 class PreemptionWatcher:
     """Looks every few seconds, at the same steps on all workers: looking is a barrier, and so is a checkpoint.
 
-    `agree` gives rank 0's number to all.
+    `agree` gives rank 0's number to all. `looked`: whether the last step was such a one.
     """
 
     step: int
     agree: Callable[[float], float]
+    looked: bool = False
     _due: int = 0
     _since: float = field(default_factory=time.perf_counter)
     _known: set[str] = field(default_factory=set)
 
     def new(self, step: int) -> Notice | None:
         """Of nodes not heard of before. To be called by all workers after every step."""
-        if step < self._due:
+        self.looked = step >= self._due
+        if not self.looked:
             return None
         now = time.perf_counter()
         steps = (step - self.step) * LOOK_SECONDS / max(now - self._since, 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -29,39 +30,79 @@ class TrainingProgress:
     def hear(self, record: Record) -> None:
         """Show one record of the journal."""
         match record["event"]:
-            case "facts":
-                self._progress.say(
-                    f"{self._recipe.name}: {self._recipe.generator.kind} x{self._recipe.scale}, "
-                    f"{self._recipe.total_steps} steps on {record['cpus']:g} CPUs, {record['gpus']:g} GPUs; "
-                    "workers are starting"
-                )
-                if "starts_from" in record:
-                    self._progress.say(f"starts from the weights of {record['starts_from']}")
-            case "start":
-                self._progress.restart(record["step"])
-                kept = "kept in memory" if record["cached"] else "streamed"
-                self._progress.say(
-                    f"step {record['step']}: {record['world']} worker(s) on {record['compute']}; "
-                    f"{record['sub_images']} sub-images {kept}, crops made in {record.get('degrade_in', 'tasks')}"
-                )
-                for file, reason in record.get("skipped", {}).items():
-                    self._progress.say(f"left out: damaged shard {file}: {reason}")
             case "train":
                 self._progress.update(record["step"], self._note(record))
+            case "facts":
+                self._lines(self._facts(record))
+            case "resumed":
+                self._lines(self._resumed(record))
+            case "start":
+                self._progress.restart(record["step"])
+                self._lines(self._start(record))
             case "validation":
                 self._psnr = f"PSNR-Y {record['psnr_y']:.2f}"
-                self._progress.say(
-                    f"step {record['step']}: {self._psnr} dB (bicubic {record['bicubic_psnr_y']:.2f}), "
-                    f"RGB {record['psnr_rgb']:.2f}"
+                self._lines(
+                    [
+                        f"step {record['step']}: {self._psnr} dB (bicubic {record['bicubic_psnr_y']:.2f}), "
+                        f"RGB {record['psnr_rgb']:.2f}"
+                    ]
                 )
+            case event:
+                self._lines(self._happening(event, record))
+
+    def _lines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self._progress.say(line)
+
+    def _facts(self, record: Record) -> Iterator[str]:
+        yield (
+            f"{self._recipe.name}: {self._recipe.generator.kind} x{self._recipe.scale}, "
+            f"{self._recipe.total_steps} steps on {record['cpus']:g} CPUs, {record['gpus']:g} GPUs; "
+            "workers are starting"
+        )
+        if "starts_from" in record:
+            yield f"starts from the weights of {record['starts_from']}"
+        if self._recipe.validation.photos and not record.get("held_out", True):
+            yield (
+                "no photo is held out: nothing will be measured, no best generator kept "
+                "(`ray-sr data prepare --validation 0.1`)"
+            )
+
+    def _resumed(self, record: Record) -> Iterator[str]:
+        for name, reason in record["damaged"].items():
+            yield f"{name} cannot be read, going on from the one before: {reason}"
+        if "data_digest" in record["changed"]:
+            held_out = "held_out_digest" in record["changed"]
+            what = "other held-out photos: best/ begins anew" if held_out else "other photos to train on"
+            was = record["changed"]["data_digest"][:8]
+            yield f"these are not the shards that the run began with (digest {was}): {what}"
+
+    def _start(self, record: Record) -> Iterator[str]:
+        kept = "kept in memory" if record["cached"] else "streamed"
+        yield (
+            f"step {record['step']}: {record['world']} worker(s) on {record['compute']}; "
+            f"{record['sub_images']} sub-images {kept}, crops made in {record.get('degrade_in', 'tasks')}"
+        )
+        for file, reason in record.get("skipped", {}).items():
+            yield f"left out: damaged shard {file}: {reason}"
+
+    def _happening(self, event: str, record: Record) -> Iterator[str]:
+        match event:
             case "notice":
                 left = "" if record["seconds"] is None else f" in {record['seconds']:.0f} s"
                 nodes = f"{record['nodes']} node(s) will go{left}"
-                self._progress.say(f"step {record['step']}: {nodes}: a checkpoint is saved before")
+                yield f"step {record['step']}: {nodes}: a checkpoint is saved before"
+            case "too_small":
+                yield f"{record['photos']} held-out photo(s) are too small to be measured at x{self._recipe.scale}"
+            case "left_out":
+                yield (
+                    f"step {record['step']}: no checkpoint, the former one is still being written; checkpoints are "
+                    "taken as fast as they can be (training.checkpoint_every asks for more)"
+                )
             case "waiting":
-                self._progress.say("nothing for a minute and no CPU of the cluster is free: it waits, or is slow")
+                yield "nothing for a minute and no CPU of the cluster is free: it waits, or is slow"
             case "stopping":
-                self._progress.say("stopping: a checkpoint is saved first (again: stop at once)")
+                yield "stopping: a checkpoint is saved first (again: stop at once)"
 
     def _note(self, record: Record) -> str:
         parts = [f"{record['steps_per_s']:.2f} steps/s", f"g {record['g_total']:.4g}"]

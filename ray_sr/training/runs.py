@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-from collections.abc import Iterator
+import math
+import secrets
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import write_bytes
+from ray_sr.metrics import MOST_DECIBELS
 from ray_sr.recipes.reader import load_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import access_error, exists, first_line, open_filesystem, read_file, resolve_location
@@ -77,8 +79,13 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(f"{self.place}: cannot write the run here: {first_line(error)}") from None
-        with locked(str(self.folder / ".lock"), f"the run {self.place}", wait=False):
+        with locked(str(self.lock_file), f"the run {self.place}", wait=False):
             yield
+
+    @property
+    def lock_file(self) -> Path:
+        """Held while somebody trains here."""
+        return self.folder / ".lock"
 
     @property
     def recipe_file(self) -> Path:
@@ -104,57 +111,76 @@ class Run:
         return load_recipe(str(self.recipe_file))
 
     def facts(self) -> dict[str, Any]:
-        """Versions, hardware and data of the run, as noted at its start."""
-        return json.loads(self.facts_file.read_text(encoding="utf-8")) if self.facts_file.exists() else {}
+        """Versions, hardware and data of the run, as noted at its start; InputError where they are cut off."""
+        if not self.facts_file.exists():
+            return {}
+        try:
+            facts = json.loads(self.facts_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.place}/{self.facts_file.name}: not readable: {first_line(error)}; `ray-sr train --resume` "
+                "writes it anew"
+            ) from None
+        return facts if isinstance(facts, dict) else {}
 
     def records(self, event: str) -> list[Record]:
         """The lines of metrics.jsonl of one kind: train, validation, start."""
         if not self.journal.exists():
             return []
-        return read_journal(self.journal, lambda record: record.get("event") == event)
+        found = read_journal(self.journal, lambda record: record.get("event") == event)
+        return [record for record in map(_measured, found) if record] if event == "validation" else found
 
     def checkpoint(self) -> Path | None:
-        """Folder of the last checkpoint, as Ray Train noted it; None before the first. In a bucket, it is there.
+        """Folder of the last checkpoint; None before the first. In a bucket, it is there."""
+        names = self.checkpoints()
+        return self.folder / names[0] if names else None
 
-        Where its note is missing or cut off by a crash or a full disk, the newest of the folders, which are
-        whole because they are renamed when they are; in a bucket, because their state comes last.
+    def checkpoints(self) -> list[str]:
+        """Folder names of the checkpoints, the last first.
+
+        The last is the one that Ray Train noted. Where its note is missing, cut off or names what is gone, it is
+        the newest of the folders, which are whole because they are renamed when they are; in a bucket, because
+        their state comes last.
         """
-        name = self._noted_checkpoint() or self._newest_checkpoint()
-        return self.folder / name if name else None
-
-    def _newest_checkpoint(self) -> str | None:
         filesystem, root = self.storage()
-        infos = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        try:
+            infos = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+        except NotADirectoryError:
+            raise ResourceError(f"{self.place}: is, or lies below, a file: give another folder") from None
         folders = [info.base_name for info in infos if info.type == pafs.FileType.Directory]
         names = sorted((name for name in folders if name.startswith(CHECKPOINTS)), reverse=True)
-        return next((name for name in names if exists(filesystem, f"{root}/{name}/{STATE_FILE}")), None)
+        whole = [name for name in names if exists(filesystem, f"{root}/{name}/{STATE_FILE}")]
+        noted = self._noted_checkpoint(set(whole))
+        return sorted(whole, key=lambda name: name != noted)
 
-    def forget_broken_note(self) -> str | None:
-        """Remove Ray Train's note where it cannot be read, since Ray Train stops at it.
+    def go_on_from(self, name: str) -> str | None:
+        """Let Ray Train go on from this checkpoint. Returns its place where Ray Train's own note is another.
 
-        Returns the place of the checkpoint to go on from if Ray Train does not know it.
+        That note is removed then: Ray Train stops at one that it cannot follow.
         """
-        if self._noted_checkpoint():
-            return None
         filesystem, root = self.storage()
+        if self._noted_checkpoint(set(self.checkpoints())) == name:
+            return None
         if exists(filesystem, f"{root}/{_SNAPSHOT}"):
             filesystem.delete_file(f"{root}/{_SNAPSHOT}")
-        name = self._newest_checkpoint()
-        return f"{self.place}/{name}" if name else None
+        return f"{self.place}/{name}"
 
-    def _noted_checkpoint(self) -> str | None:
+    def set_damaged_aside(self, names: Iterable[str]) -> None:
+        """Rename checkpoints that cannot be read, so that nobody takes them for the last; in a bucket they stay."""
+        for name in names:
+            if self.mirror is None:
+                (self.folder / name).rename(self.folder / f"damaged-{name}-{secrets.token_hex(2)}")
+
+    def _noted_checkpoint(self, whole: set[str]) -> str | None:
+        """The checkpoint that Ray Train's note calls the latest; None where it names one that is not `whole`."""
         filesystem, root = self.storage()
         try:
             noted = json.loads(read_file(filesystem, f"{root}/{_SNAPSHOT}"))
-        except (FileNotFoundError, ValueError):
+            latest = noted["latest_checkpoint_result"]["checkpoint_dir_name"]
+            named = {result["checkpoint_dir_name"] for result in noted["checkpoint_results"]}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-        if not noted.get("latest_checkpoint_result"):
-            return None
-        from ray.train import Result
-
-        logging.getLogger("ray.train").setLevel(logging.ERROR)  # it tells at length that it found the run
-        latest = Result.from_path(root, storage_filesystem=filesystem).checkpoint
-        return PurePosixPath(latest.path).name if latest else None
+        return latest if latest in whole and named <= whole else None
 
     def keep_best(self, record: Record, most: int) -> None:
         """Write the generator of a `best` record and forget the worst of its stage beyond `most`."""
@@ -164,11 +190,14 @@ class Run:
         for path in self._best_of(record["stage"])[most:]:
             path.unlink()
 
+    def set_best_aside(self, digest: str) -> None:
+        """Keep apart the generators that were measured on the held-out photos of this digest."""
+        if self.best.is_dir():
+            self.best.rename(self.folder / f"best-{digest[:8]}-{secrets.token_hex(2)}")
+
     def _best_of(self, stage: str) -> list[Path]:
         """Kept generators of a stage, best first; the later one of equals."""
-        return sorted(
-            self.best.glob(f"{stage}-*.safetensors"), key=lambda path: path.stem.split("-")[::-1], reverse=True
-        )
+        return sorted(self.best.glob(f"{stage}-*.safetensors"), key=_rank, reverse=True)
 
     def generator(self, stage: str = "last") -> Path:
         """Weights file of the averaged generator.
@@ -180,13 +209,23 @@ class Run:
             if not kept:
                 raise InputError(f"{self.place}: no validation yet, so no best generator")
             return kept[0]
-        checkpoint = self.checkpoint()
         filesystem, root = self.storage()
-        if checkpoint is None or not exists(filesystem, f"{root}/{checkpoint.name}/{STATE_FILE}"):
+        names = (name for name in self.checkpoints() if exists(filesystem, f"{root}/{name}/{GENERATOR_FILE}"))
+        checkpoint = next(names, None)
+        if checkpoint is None:
             raise InputError(f"{self.place}: no checkpoint yet")
-        pretrained = stage == "pretrain" and exists(filesystem, f"{root}/{checkpoint.name}/{PRETRAINED_FILE}")
-        name = f"{checkpoint.name}/{PRETRAINED_FILE if pretrained else GENERATOR_FILE}"
+        name = f"{checkpoint}/{GENERATOR_FILE}"
+        if stage == "pretrain":
+            pretrained = f"{checkpoint}/{PRETRAINED_FILE}"
+            if exists(filesystem, f"{root}/{pretrained}"):
+                name = pretrained
+            elif self._is_past_pretraining():
+                raise InputError(f"{self.place}: no generator of pre-training was kept, the last one is the GAN's")
         return self.mirror.fetch(name) if self.mirror else self.folder / name
+
+    def _is_past_pretraining(self) -> bool:
+        """Whether the last checkpoint may hold a generator of the GAN stage."""
+        return self.recipe().pretrain is None or any(r["stage"] == "gan" for r in self.records("train"))
 
 
 def generator_of_run(model: str) -> str | None:
@@ -203,3 +242,18 @@ def generator_of_run(model: str) -> str | None:
     except OSError as error:
         raise InputError(access_error(folder, error)) from None
     return str(Run.existing(model).generator()) if is_run else None
+
+
+def _rank(kept: Path) -> tuple[float, int]:
+    """By the name STAGE-STEP-PSNR: the figure, and the step among equals; what is no number comes last."""
+    _, step, psnr_y = kept.stem.split("-", 2)
+    value = float(psnr_y)
+    return (value if value == value else -math.inf), int(step)
+
+
+def _measured(record: Record) -> Record | None:
+    """A validation of an older run: an exact result counts as it does now; None where nothing was measured."""
+    figures = {name: value for name, value in record.items() if isinstance(value, float)}
+    if any(math.isnan(value) for value in figures.values()):
+        return None
+    return {**record, **{name: min(value, MOST_DECIBELS) for name, value in figures.items() if "psnr" in name}}

@@ -7,6 +7,8 @@ exactly, also with another number of workers.
 from __future__ import annotations
 
 import copy
+import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ray_sr.errors import ModelError
+from ray_sr.errors import ModelError, RecipeError
 from ray_sr.models import build_discriminator, build_generator
 from ray_sr.models.weights import encode_weights, load_strict
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.storage import first_line
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import EmaUpdate, GuardedOptimizer, ema_decay
 
@@ -26,6 +29,10 @@ StageName = Literal["pretrain", "gan"]
 STATE_FILE = "state.pt"
 GENERATOR_FILE = "generator.safetensors"
 PRETRAINED_FILE = "pretrained.safetensors"
+
+
+class DamagedCheckpointError(ModelError):
+    """A checkpoint that cannot be read. Exit code 5."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +110,14 @@ class TrainState:
         self.step += 1
         if self.done or self.stage == before:
             return False
+        self._begin_gan()
+        return True
+
+    def _begin_gan(self) -> None:
+        """The averaged generator of pre-training is kept, and what the GAN stage starts from."""
         self.pretrained = {name: value.clone() for name, value in self.ema.state_dict().items()}
         self.generator.load_state_dict(self.ema.state_dict())
         self._enter_stage()
-        return True
 
     def _enter_stage(self) -> None:
         recipe, clip = self.recipe, self.recipe.training.clip_gradients
@@ -133,24 +144,57 @@ class TrainState:
         return Snapshot(self.step, _copied(self._dump()), self.recipe.network)
 
     def load(self, folder: Path) -> None:
-        """Take over a checkpoint. Raises ModelError where it belongs to other networks or is damaged."""
+        """Take over a checkpoint.
+
+        One from pre-training whose last step the recipe has reached begins the GAN stage. Raises
+        DamagedCheckpointError where it cannot be read, ModelError where it belongs to other networks, and
+        RecipeError where the recipe moves the border between the stages behind what has been trained.
+        """
         path = folder / STATE_FILE
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ModelError(f"{path}: not a readable checkpoint: {str(error).splitlines()[0]}") from None
+        saved = _read(path)
+        stage: StageName = "gan" if saved["discriminator_optimizer"] is not None else "pretrain"
+        self._check_border(saved, stage)
         self.step = saved["step"]
         self.best = saved["best"]
-        self._enter_stage()
         load_strict(self.generator, saved["generator"], str(path))
         load_strict(self.ema, saved["average"], str(path))
+        self._load_discriminator(saved, stage, str(path))
         self.pretrained = saved["pretrained"]
-        if self.discriminator is not None:
-            load_strict(self.discriminator, saved["discriminator"], str(path))
+        if stage != self.stage:
+            self._begin_gan()
+            return
+        self._enter_stage()
         for name in ("generator_optimizer", "discriminator_optimizer"):
             optimizer = getattr(self, name)
             if optimizer is not None and saved[name] is not None:
                 _load_optimizer(optimizer, saved[name], path)
+
+    def _check_border(self, saved: dict[str, Any], stage: StageName) -> None:
+        step = saved["step"]
+        if stage == "pretrain":
+            if step > self.pretrain_steps:
+                raise RecipeError(
+                    f"{step} steps of pre-training are done, pretrain.steps is {self.pretrain_steps}: give "
+                    f"pretrain.steps={step} to end pre-training here, or more"
+                )
+            return
+        before = saved["recipe"]["pretrain"]
+        begun = before["steps"] if before else 0
+        if self.recipe.gan is None:
+            raise RecipeError(
+                f"the run is at step {step}, in its GAN stage, and the recipe has no gan: leave it in"
+            )
+        if begun != self.pretrain_steps:
+            raise RecipeError(
+                f"the GAN stage began at step {begun}: pretrain.steps cannot become {self.pretrain_steps} any more"
+            )
+
+    def _load_discriminator(self, saved: dict[str, Any], stage: StageName, source: str) -> None:
+        """Before the GAN stage it is as it was drawn, and the recipe may ask for another one."""
+        if self.discriminator is None or (stage == "pretrain" and saved["discriminator"] is None):
+            return
+        if stage == "gan" or saved["recipe"]["discriminator"] == self.recipe.dump()["discriminator"]:
+            load_strict(self.discriminator, saved["discriminator"], source)
 
     def _dump(self) -> dict[str, Any]:
         def of(part: nn.Module | GuardedOptimizer | None) -> dict[str, Any] | None:
@@ -167,6 +211,18 @@ class TrainState:
             "generator_optimizer": of(self.generator_optimizer),
             "discriminator_optimizer": of(self.discriminator_optimizer),
         }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `Snapshot.write` put there. torch does not compare the checksums of its own archives."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if broken := archive.testzip():
+                raise ValueError(f"{broken} is damaged")
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise DamagedCheckpointError(f"{path}: not a readable checkpoint: {first_line(error)}") from None
+    return saved
 
 
 def _load_optimizer(optimizer: GuardedOptimizer, state: dict[str, Any], source: Path) -> None:

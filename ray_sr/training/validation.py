@@ -13,7 +13,7 @@ from ray_sr.data.crops import crop_generator
 from ray_sr.data.pixels import HeldOut, validation_photos
 from ray_sr.degradations import degrade
 from ray_sr.images.resample import downscale_array, mod_crop, upscale_array
-from ray_sr.metrics import luma, psnr
+from ray_sr.metrics import MOST_DECIBELS, luma, psnr
 from ray_sr.models import Generator
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
@@ -27,9 +27,10 @@ class Validator:
 
     def __init__(self, recipe: Recipe, compute: Compute, shards: str, rank: int, world: int) -> None:
         self.recipe, self.compute, self.world = recipe, compute, world
-        photos = validation_photos(shards, recipe.validation.photos)
-        self.photos_in_all = len(photos)
-        self.pairs = [self._pair(photos[number], number) for number in range(rank, len(photos), world)]
+        photos = list(enumerate(validation_photos(shards, recipe.validation.photos)))
+        measured = [(number, photo) for number, photo in photos if self._is_large_enough(photo)]
+        self.photos_in_all, self.too_small = len(measured), len(photos) - len(measured)
+        self.pairs = [self._pair(photo, number) for number, photo in measured[rank::world]]
         self.bicubic = [self._measure(self._bicubic(lr), hr) for lr, hr in self.pairs]
 
     def run(self, average: Generator) -> tuple[dict[str, float], bytes]:
@@ -44,6 +45,16 @@ class Validator:
         names = ("psnr_y", "psnr_rgb", "bicubic_psnr_y", "bicubic_psnr_rgb")
         sample = self._sample(outputs[0], *self.pairs[0]) if self.pairs else b""
         return dict(zip(names, means, strict=True)), sample
+
+    def _is_large_enough(self, photo: HeldOut) -> bool:
+        """Whether something is left of it without the border."""
+        scale = self.recipe.scale
+        height, width = (side - side % scale for side in photo.pixels.shape[:2])
+        return min(height, width) > 2 * self._border
+
+    @property
+    def _border(self) -> int:
+        return self.recipe.scale if self.recipe.scale > 1 else 0
 
     def _pair(self, photo: HeldOut, number: int) -> tuple[np.ndarray, np.ndarray]:
         hr = np.ascontiguousarray(mod_crop(photo.pixels, self.recipe.scale))
@@ -63,9 +74,10 @@ class Validator:
         return (output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _measure(self, sr: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
-        border = self.recipe.scale if self.recipe.scale > 1 else 0
+        border = self._border
         inner = np.s_[border : sr.shape[0] - border, border : sr.shape[1] - border]
-        return psnr(luma(sr[inner]), luma(hr[inner])), psnr(sr[inner], hr[inner])
+        found = psnr(luma(sr[inner]), luma(hr[inner])), psnr(sr[inner], hr[inner])
+        return min(found[0], MOST_DECIBELS), min(found[1], MOST_DECIBELS)
 
     def _mean(self, rows: list[list[float]]) -> list[float]:
         totals = torch.tensor([[*row, 1.0] for row in rows] or [[0.0] * 5], dtype=torch.float64).sum(0)

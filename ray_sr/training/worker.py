@@ -20,12 +20,12 @@ from torch import Tensor, distributed, nn
 from ray_sr.cluster import capacity, missing_here, not_shared
 from ray_sr.data.batches import Batch, local_batches, ray_data_batches, spare_threads
 from ray_sr.data.stream import BatchStream
-from ray_sr.errors import RaySRError, RecipeError, ResourceError
+from ray_sr.errors import RaySRError, RecipeError, ResourceError, described
 from ray_sr.losses import build_content_losses
 from ray_sr.models.weights import encode_weights
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, open_filesystem
-from ray_sr.training import checkpoints
+from ray_sr.training.checkpoints import CheckpointWriter
 from ray_sr.training.compute import Compute
 from ray_sr.training.memory import does_not_fit, size_that_fits, smaller_sizes
 from ray_sr.training.preemption import PreemptionWatcher
@@ -89,7 +89,7 @@ def train_worker(config: dict[str, Any]) -> None:
         worker.run()
     except RaySRError as error:
         step = worker.state.step if worker else 0
-        record = {"event": "error", "step": step, "message": str(error), "kind": type(error).__name__}
+        record = {"event": "error", "step": step, **described(error)}
         ray.get(config["monitor"].log.remote(record))
         if ray.train.get_context().get_world_size() > 1:
             raise  # the others may wait for this one: Ray Train ends them all
@@ -118,6 +118,8 @@ class Worker:
         self.validator = Validator(self.recipe, self.compute, config["shards"], self.rank, self.world)
         self.notices = PreemptionWatcher(self.state.step, self._agree)
         self.meter = Meter()
+        self.writer = CheckpointWriter(self.monitor)
+        self.left_out = False
         self.wait = 0.0
         self.number = 0
         self.stop_answer: Any = None
@@ -134,9 +136,10 @@ class Worker:
         while not self.state.done and not stopping:
             stage_ended = self._train_step(self._next_parts(batches))
             ending = stage_ended or self.state.done
-            stopping = self._log(ending)
-            metrics = self._validate(ending)
             going = self._check_preemption()
+            asked = self._asked_to_stop()
+            stopping = self._log(ending or asked) or asked
+            metrics = self._validate(ending)
             self._checkpoint(metrics, ending or stopping or going)
             if stage_ended:
                 self.step = self._build_step()
@@ -160,6 +163,8 @@ class Worker:
                 self.state.load_generator(ray.get(config["init"]))
             if config["init_discriminator"] is not None:
                 self.state.load_discriminator(ray.get(config["init_discriminator"]))
+        if self.state.step <= config["best_until"]:
+            self.state.best = {}  # measured on other held-out photos than those of now
 
     def _build_step(self) -> PretrainStep | GanStep:
         recipe, state = self.recipe, self.state
@@ -208,6 +213,8 @@ class Worker:
             record = {"event": "start", "step": self.state.step, "world": self.world}
             compute = "; ".join([self.compute.describe(), *self.state.generator.limits()])
             ray.get(self.monitor.log.remote({**record, "compute": compute, **self.data_card}))
+            if too_small := self.validator.too_small:
+                self.monitor.log.remote({"event": "too_small", "step": self.state.step, "photos": too_small})
 
     def _batches(self) -> Iterator[Batch]:
         """Of this worker's rows from here to the last step: see `rows_of`."""
@@ -313,6 +320,12 @@ class Worker:
             self.monitor.log.remote(record)
         return True
 
+    def _asked_to_stop(self) -> bool:
+        """Asked when notices are looked for, so that a stop does not wait for the log line of slow steps."""
+        if not self.notices.looked:
+            return False
+        return bool(self._agree(self.rank == 0 and ray.get(self.monitor.stopping.remote())))
+
     def _validate(self, ending: bool) -> dict[str, float]:
         if not self.validator.photos_in_all:
             return {}
@@ -339,9 +352,17 @@ class Worker:
 
     def _checkpoint(self, metrics: dict[str, float], at_once: bool) -> None:
         """Every worker reports; rank 0 brings the checkpoint. `at_once`: whether due or not, and waited for."""
-        if not at_once and self.state.step % self.recipe.training.checkpoint_every:
+        if not at_once and (self.state.step % self.recipe.training.checkpoint_every or self._too_soon()):
             return
         snapshot = self.state.snapshot() if self.rank == 0 else None
         summary = {"step": self.state.step, "stage": self.stage, **metrics}
-        checkpoints.report(summary, snapshot, self.monitor, wait=at_once)
+        self.writer.report(summary, snapshot, wait=at_once)
         self.meter.began = time.perf_counter()
+
+    def _too_soon(self) -> bool:
+        """Whether the former checkpoint is still being written; the first one that is left out is said."""
+        busy = bool(self._agree(self.writer.busy))
+        if busy and self.rank == 0 and not self.left_out:
+            self.monitor.log.remote({"event": "left_out", "step": self.state.step})
+        self.left_out = self.left_out or busy
+        return busy

@@ -94,7 +94,7 @@ def assert_same(a: object, b: object) -> None:
 
 @pytest.fixture(scope="module")
 def whole_run(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run.at(tmp_path_factory.mktemp("runs") / "whole")
+    run = Run.at(tmp_path_factory.mktemp("runs") / "läuft für 30 Schritte ☂")
     assert train(recipe(), run, shards=shards).step == 30
     return run
 
@@ -319,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(shards: str, tmp_
 
 def test_no_two_trainings_in_one_folder(whole_run: Run, shards: str) -> None:
     files = {path: path.stat().st_mtime_ns for path in whole_run.folder.rglob("*") if path.is_file()}
-    with whole_run.held(), pytest.raises(ResourceError, match=r"the run .*whole is in use by another process"):
+    with whole_run.held(), pytest.raises(ResourceError, match=r"the run .*☂ is in use by another process"):
         train(recipe(), Run.at(whole_run.folder), shards=shards, resume=True)
     assert {path: path.stat().st_mtime_ns for path in files} == files
 
@@ -352,7 +352,37 @@ def test_what_is_wrong_is_told_before_any_work(whole_run: Run, shards: str, tmp_
         train(no_weights, fresh, shards=shards)
     with pytest.raises(ModelError, match="belong to another network"):
         train(recipe("generator.blocks=2"), whole_run, shards=shards, resume=True)
+    with pytest.raises(RecipeError, match=r"the GAN stage began at step 20: pretrain.steps cannot become 40"):
+        train(recipe("pretrain.steps=40"), whole_run, shards=shards, resume=True)
+    assert whole_run.recipe() == recipe()  # what is refused has changed nothing
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ResourceError, match=r"is, or lies below, a file|cannot write the run here"):
+            train(recipe(), Run.at(place), shards=shards)
     assert not list(tmp_path.glob("fresh/checkpoint_*"))
+
+
+def test_a_gan_stage_is_added_on_other_photos(shards: str, tmp_path: Path) -> None:
+    """Told, with a best/ of its own; the last checkpoint is damaged, so that it goes on from the one before."""
+    run, heard = Run.at(tmp_path / "run"), []
+    short = ("pretrain.steps=10", "gan.steps=4", "validation.every=5")
+    train(recipe(*short, "gan=null", "discriminator=null"), run, shards=shards)
+    first = sorted(path.name for path in run.best.iterdir())
+    (run.folder / "checkpoint_00000010" / STATE_FILE).write_bytes(b"cut")
+    others = str(tmp_path / "others")
+    photos = find_photos([str(write_real_photos(tmp_path / "photos", side=128))])
+    prepare(photos, others, cutting=Cutting(sub_image=96, step=96, minimum=64))
+    trained = train(recipe(*short), run, shards=others, resume=True, listen=heard.append)
+    assert trained.step == 14
+    told = next(record for record in heard if record["event"] == "resumed")
+    assert told["step"] == 5
+    assert list(told["damaged"]) == ["checkpoint_00000010"]
+    assert told["changed"].keys() == {"data_digest", "held_out_digest"}
+    assert [record["stage"] for record in run.records("train")][-1] == "gan"
+    assert load_model(run.generator("pretrain")).version != load_model(run.generator()).version
+    aside = [path for path in run.folder.glob("best-*") if path.is_dir()]
+    assert [sorted(path.name for path in folder.iterdir()) for folder in aside] == [first]
+    assert {path.name.split("-")[1] for path in run.best.iterdir()} <= {"00000010", "00000014"}
 
 
 def test_ctrl_c_saves_a_checkpoint_first(shards: str, tmp_path: Path) -> None:
