@@ -131,7 +131,7 @@ def passed_over(
             if entry.is_dir(follow_symlinks=False):
                 if recursive and os.path.realpath(path) != inner:
                     waiting.append(path)
-            elif path.suffix.lower() not in SUFFIXES and entry.is_file():
+            elif path.suffix.lower() not in SUFFIXES and os.path.isfile(path):
                 found.append(path)
     return sorted(found)
 
