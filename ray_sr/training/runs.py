@@ -178,7 +178,7 @@ class Run:
             noted = json.loads(read_file(filesystem, f"{root}/{_SNAPSHOT}"))
             latest = noted["latest_checkpoint_result"]["checkpoint_dir_name"]
             named = {result["checkpoint_dir_name"] for result in noted["checkpoint_results"]}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             return None
         return latest if latest in whole and named <= whole else None
 
