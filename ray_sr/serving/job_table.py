@@ -7,15 +7,16 @@ jobs that had not ended are then begun anew.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ray_sr.errors import ResourceError
 from ray_sr.serving.job_records import JobProblem, JobRecord
@@ -207,7 +208,7 @@ class JobTable:
         for entry in [entry for entry in entries if entry.record.state == "queued"][: max(0, free)]:
             entry.run = secrets.token_hex(8)
             entry.change(state="running", starts=entry.record.starts + 1)
-            entry.task = asyncio.create_task(self._run(entry))
+            entry.task = _apart(self._run(entry))
 
     async def _run(self, entry: _Entry) -> None:
         try:
@@ -371,7 +372,7 @@ class JobTable:
         entry.expiry = loop.call_later(max(0.0, seconds), self._forget_later, entry)
 
     def _forget_later(self, entry: _Entry) -> None:
-        task = asyncio.create_task(self._forget(entry))
+        task = _apart(self._forget(entry))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -387,6 +388,11 @@ class JobTable:
             await asyncio.to_thread(self._storage.forget, entry.record.id)
         except ResourceError as error:
             logger.warning("a job that has expired is still there: %s", error)
+
+
+def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """The work as a task of its own. In the context of a request, Serve would end it when that client leaves."""
+    return asyncio.create_task(work, context=contextvars.Context())
 
 
 def _no_storage(error: ResourceError) -> Problem:

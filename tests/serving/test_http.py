@@ -83,9 +83,10 @@ def test_answer_is_the_file_that_the_command_writes(service: Running, small_png:
     (tmp_path / "small.png").write_bytes(small_png)
     arguments = ["upscale", str(tmp_path / "small.png"), "-o", str(tmp_path / "large.png"), "-n", "portrait"]
     options = ["--store", service.store.root, "-d", "cpu", "--precision", "float32", "-t", "96"]
+    options += ["--metadata", "none"]  # else the file says in its XMP that it is a result, for folder runs
     result = CliRunner().invoke(cli, [*arguments, *options])
     assert result.exit_code == 0, result.output
-    assert post(service, small_png).content == (tmp_path / "large.png").read_bytes()
+    assert post(service, small_png, "?metadata=none").content == (tmp_path / "large.png").read_bytes()
 
 
 def test_forms_and_json_are_the_same_call(service: Running, small_png: bytes) -> None:
@@ -280,14 +281,19 @@ def test_concurrent_requests_get_their_own_answers(service: Running, engine: Eng
 
 
 def test_full_service_refuses_at_once_and_long_work_is_ended(service: Running, small_png: bytes) -> None:
-    """Two pictures, of which the pixel budget holds one and the deadline none."""
+    """Four pictures, of which the pixel budget of each of two ingress replicas holds one and the deadline none."""
     big = flat_png(*BIG)
-    with ThreadPoolExecutor(2) as clients:
-        answers = sorted(clients.map(lambda png: post(service, png), [big, big]), key=lambda a: a.status_code)
-    refused(answers[0], 503, "overloaded")
-    assert int(answers[0].headers["retry-after"]) > 0
-    assert answers[0].elapsed.total_seconds() < LIMITS.request_deadline_s
-    refused(answers[1], 504, "timeout")
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda png: post(service, png), [big] * 4))
+    full = [answer for answer in answers if answer.status_code == 503]
+    assert 2 <= len(full) <= 3
+    for answer in full:
+        refused(answer, 503, "overloaded")
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.elapsed.total_seconds() < LIMITS.request_deadline_s
+    for answer in answers:
+        if answer not in full:
+            refused(answer, 504, "timeout")
     works(service, small_png)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 import zipfile
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -141,6 +143,18 @@ def test_damage_that_only_decoding_finds_is_the_jobs_error(service: Running) -> 
 def test_unknown_jobs(service: Running, address: str) -> None:
     assert kind_of(httpx.get(f"{service.url}/v1/jobs{address}")) == (404, "not-found")
     assert kind_of(httpx.delete(f"{service.url}/v1/jobs/nothing")) == (404, "not-found")
+
+
+def test_clients_that_leave_take_no_job_along(service: Running, some_png: bytes) -> None:
+    """They send their picture and close the connection: their jobs, and those after them, are done all the same."""
+    address = urlsplit(service.url)
+    for number in range(4):
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: test\r\nIdempotency-Key: left {number}\r\n"
+        with socket.create_connection((address.hostname, address.port), timeout=30) as client:
+            client.sendall(f"{head}Content-Length: {len(some_png)}\r\n\r\n".encode() + some_png)
+    for key in (*(f"left {number}" for number in range(4)), "after them"):
+        job = begin(service, some_png, **{"Idempotency-Key": key}).json()["id"]
+        assert wait(service, job, "succeeded", "failed")["status"] == "succeeded"
 
 
 def test_results_of_many_jobs_as_one_zip(service: Running, engine: Engine) -> None:
