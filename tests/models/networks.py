@@ -58,4 +58,6 @@ def build(network: NetworkSpec, seed: int = 0) -> Generator:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
             elif tensor.ndim == 4:
                 tensor.normal_(0.0, (2.0 / tensor[0].numel()) ** 0.5)
+        if network.generator.kind == "span" and network.generator.published_input:
+            generator.get_parameter("conv_1.weight").div_(255)  # it is fed values of 255: keeps the output near 1
     return generator

@@ -328,7 +328,7 @@ def test_deblurgan_drops_out_in_training_only() -> None:
 # ------------------------------------------------------------------------------------ capability
 
 
-@every_network
+@pytest.mark.parametrize("network", [network for network in NETWORKS if network.generator.kind != "rlfn"], ids=name)
 def test_only_instance_norm_looks_at_the_whole_image(network: NetworkSpec) -> None:
     """Far outside the receptive field, a change matters exactly to networks with whole-image statistics."""
     generator = build(network).eval()
@@ -340,6 +340,19 @@ def test_only_instance_norm_looks_at_the_whole_image(network: NetworkSpec) -> No
     first = capability.scale * capability.multiple
     difference = (generator(image) - generator(changed))[..., :first].abs().max()
     assert (difference > 0) == capability.whole_image_norm
+
+
+@pytest.mark.parametrize("network", [net for net in NETWORKS if net.generator.kind == "rlfn"], ids=name)
+def test_the_attention_of_rlfn_lies_where_the_pictures_size_puts_it(network: NetworkSpec) -> None:
+    """Its pooled attention is stretched over the picture: more columns far away move it here too."""
+    generator = build(network).eval()
+    far = generator.capability.receptive_field
+    image = picture(16, far + 24)
+    cut = generator(image[..., : far + 17])
+    whole = generator(image)
+    assert generator.capability.whole_image_norm
+    beyond_the_edges_reach = 16 * network.scale
+    assert whole[..., :beyond_the_edges_reach].sub(cut[..., :beyond_the_edges_reach]).abs().max() > 0
 
 
 def test_a_scale_the_network_does_not_offer_is_refused() -> None:

@@ -73,10 +73,14 @@ def seen_radius(generator: Generator, height: int) -> int:
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=name)
-def test_small_networks_see_exactly_their_receptive_field(network: NetworkSpec) -> None:
+def test_small_networks_see_their_receptive_field_and_no_further(network: NetworkSpec) -> None:
     torch.manual_seed(0)
     generator = averaging(build_generator(network), height=8)
-    assert seen_radius(generator, height=8) == generator.capability.receptive_field
+    seen = seen_radius(generator, height=8)
+    if network.generator.kind == "rlfn":  # the gradient of its pooling goes to the largest value alone
+        assert 2 < seen <= generator.capability.receptive_field
+    else:
+        assert seen == generator.capability.receptive_field
 
 
 @pytest.mark.parametrize("network", FULL, ids=name)
@@ -112,7 +116,7 @@ def test_receptive_fields_reckoned_by_hand(network: NetworkSpec, expected: int) 
 
 @pytest.mark.parametrize(
     "network",
-    [network for network in NETWORKS if getattr(network.generator, "norm", None) != "instance"],
+    [network for network in NETWORKS if not build(network).capability.whole_image_norm],
     ids=name,
 )
 def test_a_tile_with_its_receptive_field_around_it_is_exact(network: NetworkSpec) -> None:
