@@ -18,7 +18,7 @@ _ALPHA_ROWS = 32
 _STRIP_ROWS = 256
 _STRIP_HALVINGS = 3  # _STRIP_ROWS is a multiple of 2 to this power
 _REACH = 3  # pixels on each side over which colours are mixed by opacity
-_SEEN = 64  # of 65535: below this opacity no colour is seen
+_SEEN = 257  # of 65535: up to 1 of 255 no colour is seen, and 16 bits of premultiplied colour hold too little of it
 
 
 def beside(first: Iterator[np.ndarray], *others: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, ...]]:

@@ -28,7 +28,9 @@ def test_folding_removes_every_batchnorm_and_keeps_the_result(network: NetworkSp
     assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())
     assert (flat.capability, flat.network) == (generator.capability, generator.network)
     image = torch.rand(2, 3, 9, 8, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(flat(image), generator.eval()(image), rtol=1e-5, atol=1e-5)
+    expected = generator.eval()(image)
+    largest = float(expected.detach().abs().max().clamp(min=1))  # random branches make values of some hundreds
+    torch.testing.assert_close(flat(image), expected, rtol=1e-5, atol=1e-5 * largest)
 
 
 def test_folding_after_training_uses_the_running_statistics() -> None:

@@ -19,7 +19,7 @@ DASHBOARD = json.loads((ROOT / "serve/dashboards/endpoint.json").read_text())
 def declared() -> set[str]:
     """Names as Prometheus sees them, from the code that makes them."""
     suffixes = {"Counter": ["_total"], "Gauge": [""], "Histogram": ["_bucket", "_sum", "_count"]}
-    text = "".join((ROOT / "ray_sr/serving" / name).read_text() for name in ("telemetry.py", "generator.py"))
+    text = "".join((ROOT / "ray_sr/serving" / name).read_text() for name in ("telemetry.py", "replica.py"))
     found = re.findall(r'(Counter|Gauge|Histogram)\("(sr_\w+)"', text)
     return {f"ray_{name}{suffix}" for kind, name in found for suffix in suffixes[kind]}
 
