@@ -145,8 +145,8 @@ function away(row) {
   row.item.remove();
   if (row.parts.thumb.src) URL.revokeObjectURL(row.parts.thumb.src);
   drop(row.id);
+  show(); // before the focus moves: it may hide what had it
   (next?.querySelector(".remove") ?? $("ask")).focus();
-  show();
 }
 
 // ---- Work
