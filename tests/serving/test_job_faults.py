@@ -165,6 +165,7 @@ def controller() -> int:
     return pid
 
 
+@pytest.mark.nightly  # minutes long; its waits of 150 s ran out on a busy machine
 def test_jobs_outlive_every_process(lasting: Lasting) -> None:
     pictures = [encode(picture(40, 40 + number), "png") for number in range(JOBS)]
     ids = [lasting.begin(png) for png in pictures]
