@@ -12,6 +12,7 @@ from ray_sr.evaluation import Evaluation
 from ray_sr.evaluation import evaluate as evaluate_model
 from ray_sr.images import Photo, read_photo
 from ray_sr.recipes import Recipe, load_recipe
+from ray_sr.storage import resolve_location
 from ray_sr.store import Model, Store, load_model
 from ray_sr.training.launch import Trained
 from ray_sr.training.launch import train as launch
@@ -88,8 +89,9 @@ def train(
     """
     checked = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     connect()
-    place = None if shards is None else os.fspath(shards)
-    return launch(checked, Run.at(os.fspath(output)), shards=place, resume=resume, listen=listen)
+    # Workers have current folders of their own, so relative names are resolved here.
+    place = None if shards is None else resolve_location(shards)
+    return launch(checked, Run.at(resolve_location(output)), shards=place, resume=resume, listen=listen)
 
 
 def _loaded(model: Model | str, store: Store | AnyPath | None, scale: int = 4) -> Model:

@@ -76,7 +76,12 @@ def test_the_example_that_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     photos = find_photos([str(write_real_photos(tmp_path / "photos", 96))])
-    prepare(photos, "shards", cutting=Cutting(sub_image=64, step=64, minimum=64), hold_out=["chelsea.png"])
+    prepare(
+        photos,
+        str(tmp_path / "shards"),
+        cutting=Cutting(sub_image=64, step=64, minimum=64),
+        hold_out=["chelsea.png"],
+    )
     exec(compile(example(1), "docs/python.md", "exec"), {})
     assert Run.existing("runs/first").records("train")[-1]["step"] == 24
     assert "chelsea" in capsys.readouterr().out
