@@ -64,6 +64,8 @@ def second_order(image: Pixels, spec: SecondOrderSpec, scale: int, rng: np.rando
     """Degrades float32 H×W×3 to H/scale×W/scale×3; both sides must be multiples of `scale`."""
     height, width = image.shape[:2]
     small = (height // scale, width // scale)
+    if spec.probability < 1 and rng.random() >= spec.probability:
+        return from_planes(resample.resize_to(to_planes([image]), *small))[0]
     first, second = _first(spec.strength), _second(spec.strength)
     image = blur(image, first.blur, rng)
     image = _resize(image, _random_sides((height, width), first.resize, rng), spec.strength, rng)

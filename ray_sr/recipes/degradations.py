@@ -86,6 +86,9 @@ class SecondOrderSpec(Section):
     """Real-ESRGAN's second-order degradation (arXiv 2107.10833): blur, resize, noise, JPEG, twice, sinc."""
 
     kind: Literal["second_order"] = "second_order"
+    probability: Probability = Field(
+        1.0, description="probability that a photo gets it; the others are shrunk by bicubic alone"
+    )
     strength: float = Field(
         1.0, gt=0, le=1, description="1: Real-ESRGAN's own ranges; lower values narrow them towards no change"
     )

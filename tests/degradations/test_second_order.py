@@ -30,6 +30,14 @@ def test_little_strength_is_bicubic() -> None:
     assert difference.max() <= 1
 
 
+def test_probability_is_the_share_of_photos_that_get_it() -> None:
+    hr = batch(40, 96, 96)
+    steps: list[DegradationSpec] = [SecondOrderSpec(probability=0.5)]
+    degraded = degrade(hr, steps, 4, generators(range(40)))
+    spared = (np.abs(degraded.astype(int) - _bicubic(hr)).max(axis=(1, 2, 3)) <= 1).sum()
+    assert 12 <= spared <= 28  # 40 draws of one half: outside with a probability below 0.01
+
+
 def test_more_strength_is_farther_from_bicubic() -> None:
     hr = batch(24, 96, 96)
     bicubic = _bicubic(hr)
