@@ -42,8 +42,15 @@ class _Notes:
     exif: bytes | None = None
     profiles: dict[bytes, bytes] = field(default_factory=dict)
     text: bytes = b""
+    text_bytes: int = 0
     junk: list[tuple[int, int]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def keep_text(self, count: int) -> bool:
+        """Whether `count` more unpacked bytes of text still fit; what is small as stored may be a bomb."""
+        fits = self.text_bytes + count <= MAX_TEXT_BYTES
+        self.text_bytes += count if fits else 0
+        return fits
 
 
 def scan_png(data: bytes) -> Header:
@@ -182,7 +189,7 @@ def _note_text(notes: _Notes, kind: bytes, body: bytes) -> None:
             notes.profiles.setdefault(_XMP, content)
         elif (raw := _raw_profile(content)) is not None:
             notes.profiles.setdefault(keyword.removeprefix(_RAW_PROFILE), raw)
-    elif len(notes.text) + len(body) > MAX_TEXT_BYTES:
+    elif (content := text_content(kind, body)) is None or not notes.keep_text(len(keyword) + len(content)):
         notes.warnings.append("text-dropped")
     else:
         notes.text += png_chunk(kind, body)

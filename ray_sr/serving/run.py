@@ -80,12 +80,12 @@ def running_service(
         load_model(model, options.store)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with _storage_of_jobs(options, port) as options, _connected() as own_ray:
+        require_room(fit_to_cluster(options))
         port = _claim_port(host, port)
         if own_ray:
             serve.shutdown()  # there is nothing to end yet: it forgets the Serve of a former Ray of this process
         elif serve.status().proxies:
             raise ClusterError("Serve is in use on this cluster: stop it, or use `serve deploy serve/config.yaml`")
-        require_room(fit_to_cluster(options))
         try:
             _start(options, host, port)
             yield f"http://{_in_url(host)}:{port}"

@@ -122,6 +122,17 @@ def test_text_bombs_are_dropped() -> None:
     assert decode(png(bomb)).warnings == ("text-dropped",)
 
 
+@pytest.mark.parametrize(("kind", "head"), [(b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")])
+def test_texts_that_unpack_to_too_much_are_not_passed_on(kind: bytes, head: bytes) -> None:
+    photo = decode(png(chunk(kind, head + zlib.compress(bytes(50 << 20))), TEXTS[0]))
+    assert photo.warnings == ("text-dropped",)
+    assert photo.png_text == TEXTS[0], "what fits is kept"
+    many = [chunk(kind, head + zlib.compress(bytes(1 << 20)))] * 5
+    photo = decode(png(*many))
+    assert photo.warnings == ("text-dropped",)
+    assert photo.png_text == b"".join(many[:3]), "the limit is for all texts together"
+
+
 # Rights ---------------------------------------------------------------------------------------------------
 
 

@@ -439,6 +439,6 @@ def test_keyboard_alone_is_enough(visit: Visitor, small_png: bytes) -> None:
     page.tab.keyboard.press("Tab")
     assert focused.get_attribute("id") == "download"
     page.tab.keyboard.press("Shift+Tab")
-    for id in ("in", "out", "full", "fit", "split", "stage", "file"):
+    for id in ("in", "out", "full", "fit", "split", "stage", "folder", "file"):
         assert focused.get_attribute("id") == id
         page.tab.keyboard.press("Shift+Tab")

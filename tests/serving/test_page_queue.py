@@ -79,6 +79,7 @@ def test_list_survives_a_reload_in_the_middle(page: Visit) -> None:
 
 def test_rows_can_be_removed_saved_and_tried_again_by_keys(page: Visit) -> None:
     pick(page, {"one.png": flat_png(16, 16), "two.png": flat_png(16, 17)})
+    page.sees("#start", "Upscale 2 photos")
     remove = page.tab.get_by_role("button", name="Remove one.png")
     remove.focus()
     page.tab.keyboard.press("Enter")

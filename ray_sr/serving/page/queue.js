@@ -73,6 +73,7 @@ export async function enqueue(photos) {
       fail(row, error);
       row.file = undefined;
     }
+    if (!rows.has(row.id)) continue; // removed while it was looked at
     await keep(row);
     draw(row);
   }
