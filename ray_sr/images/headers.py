@@ -76,7 +76,7 @@ def _scan_webp(data: bytes) -> Header:
         frames += kind == b"ANMF"
         has_pixels |= kind in (b"VP8 ", b"VP8L", b"ANMF")
     if size is None or not has_pixels:
-        raise PhotoError("the WebP ends before its pixels")
+        raise PhotoError("the file is cut short: the WebP ends before its pixels")
     return Header("webp", *size, frames=max(1, frames), complete=end <= len(data))
 
 

@@ -44,7 +44,7 @@ def scan_jpeg(data: bytes) -> Header:
     for marker, body in _segments(data, notes):
         _note(notes, marker, body)
     if notes.frame is None or not notes.scans:
-        raise PhotoError("the JPEG ends before its pixels")
+        raise PhotoError("the file is cut short: the JPEG ends before its pixels")
     depth, height, width, channels = notes.frame
     if depth != 8 or channels not in (1, 3, 4):
         raise PhotoError(f"JPEG with {channels} channels of {depth} bits is not supported", "unsupported-image")

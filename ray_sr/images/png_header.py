@@ -60,7 +60,7 @@ def scan_png(data: bytes) -> Header:
     for kind, start, end in png_chunks(data):
         _note(notes, data, kind, start, end)
     if b"IDAT" not in notes.seen:
-        raise PhotoError("the PNG ends before its pixels")
+        raise PhotoError("the file is cut short: the PNG ends before its pixels")
     if data[25] == 3 and b"PLTE" not in notes.seen:
         raise PhotoError("the PNG needs a palette and has none")
     colours = _colours(notes, 1 if data[25] in _GRAY_TYPES else 3)

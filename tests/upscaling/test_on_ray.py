@@ -17,7 +17,7 @@ import ray
 from pyarrow import fs as pafs
 
 from ray_sr.errors import InputError, RecipeError, ResourceError
-from ray_sr.images import Photo, encode, read_photo, write_photo
+from ray_sr.images import Photo, PhotoError, encode, read_photo, write_photo
 from ray_sr.storage import open_filesystem
 from ray_sr.store import load_model
 from ray_sr.upscaling import Engine, upscale_photo
@@ -69,7 +69,9 @@ def test_an_archive_is_upscaled_as_each_photo_is(tmp_path: Path) -> None:
     assert (summary.count("done"), summary.count("failed"), summary.exit_code) == (12, 2, 3)
     assert made_with["model"] == "bicubic@built-in"
     assert lines["broken_x2.png"]["status"] == "failed"
-    assert "ends before its pixels" in str(lines["broken_x2.png"]["reason"])
+    with pytest.raises(PhotoError, match="cut short") as alone:
+        read_photo(photos / "broken.png")
+    assert f"{photos / 'broken.png'}: {lines['broken_x2.png']['reason']}" == str(alone.value)
     assert "no such file" in str(lines[str(tmp_path / "nowhere")]["reason"])
     assert (lines["deep/ä photo_x2.png"]["width"], lines["deep/ä photo_x2.png"]["height"]) == (30, 24)
     engine = Engine(MODEL.module, MODEL.capability)
