@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ray_sr.store import Model
+    from ray_sr.upscaling import Engine
     from ray_sr.upscaling.files import FileOptions
     from ray_sr.upscaling.naming import Existing
     from ray_sr.upscaling.results import FileResult, Summary
     from ray_sr.upscaling.target_size import TargetSize
-    from ray_sr.video.inputs import MovingJob
+    from ray_sr.video.inputs import MovingInFolders, MovingJob
 
 PIPE = "-"
 _SIDE = click.IntRange(1)
@@ -71,7 +72,7 @@ _SIDE = click.IntRange(1)
 @click.option("--codec", type=click.Choice(["h264", "h265", "av1", "vp9", "ffv1"]), help="Of clips (default: h264; "
               "h265 for more than 8 bits, vp9 in .webm).")  # fmt: skip
 @click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, less is better (default: by codec).")
-@click.option("--resume", is_flag=True, help="Go on with clips that were interrupted.")
+@click.option("--resume", is_flag=True, help="Go on where a run was interrupted, also within clips.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
@@ -107,7 +108,9 @@ def upscale(
     taken when their size and time have been at rest for two seconds, once, also over restarts.
     """
     clip_choices = {"codec": codec, "crf": crf, "resume": resume}
-    request = _Request(photos, output, _wanted(choices), _options(choices), dry_run, as_json, watch, clip_choices)
+    request = _Request(
+        photos, output, _wanted(choices), _options(choices, resume), dry_run, as_json, watch, clip_choices
+    )
     _check(request, on_ray)
     from ray_sr.store import load_model
 
@@ -174,14 +177,15 @@ def _wanted(choices: dict[str, Any]) -> TargetSize:
         raise click.UsageError("--scale excludes --width and --height") from None
 
 
-def _options(choices: dict[str, Any]) -> FileOptions:
+def _options(choices: dict[str, Any], resume: bool) -> FileOptions:
+    """Options of photos; what goes on with a run leaves alone what is done."""
     from ray_sr.images import Limits
     from ray_sr.upscaling.files import FileOptions
 
     overwrite, skip, lenient = (choices.pop(name) for name in ("overwrite", "skip_existing", "lenient"))
     if overwrite and skip:
         raise click.UsageError("--overwrite and --skip-existing exclude each other")
-    existing: Existing = "overwrite" if overwrite else "skip" if skip else "refuse"
+    existing: Existing = "overwrite" if overwrite else "skip" if skip or resume else "refuse"
     return FileOptions(existing=existing, limits=Limits(strict=not lenient), **choices)
 
 
@@ -212,7 +216,8 @@ def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> 
 
     engine = Engine(loaded.module, loaded.capability, **engine_options)
     options: dict[str, Any] = {"wanted": request.wanted, "options": request.options, "quiet": request.quiet}
-    watch = Watch(request.photos, str(request.output), engine, **options)
+    moving = _moving(request, engine, loaded, watching=True)
+    watch = Watch(request.photos, str(request.output), engine, moving=moving, **options)
     note(f"{loaded.name}: x{engine.scale} on {engine.device}, watching {', '.join(request.photos)}: Ctrl-C ends it")
     try:
         watch.run()
@@ -255,16 +260,26 @@ def _here(request: _Request, loaded: Model, engine_options: dict[str, Any], advi
     summary = Summary((), 0.0)
     if photos.photos:
         before: dict[str, Any] = {} if advice is None else {"before": advice}
+        before["moving"] = _moving(request, engine, loaded)
         summary = upscale_files(photos.photos, request.output, engine, quiet=request.quiet, **before, **common)
     if planned:
         from ray_sr.video.inputs import upscale_moving
 
         name = f"{loaded.name}@{loaded.version}"
         common |= {"choices": request.clip_choices, "quiet": request.quiet, "report": _tell(request)}
-        results = tuple(upscale_moving(planned, engine, model=name, **common))
-        seconds = summary.seconds + sum(result.seconds for result in results)
-        summary = Summary((*summary.files, *results), seconds)
+        summary = summary.and_then(upscale_moving(planned, engine, model=name, **common))
     return summary
+
+
+def _moving(request: _Request, engine: Engine, loaded: Model, watching: bool = False) -> MovingInFolders | None:
+    """What makes the clips and animations of folders; None where options are given that are for photos alone."""
+    if request.options.compare or request.options.consistency:
+        return None
+    from ray_sr.video.inputs import MovingInFolders
+
+    common: dict[str, Any] = {"wanted": request.wanted, "options": request.options, "quiet": request.quiet}
+    common |= {"choices": request.clip_choices, "report": _tell(request), "watching": watching}
+    return MovingInFolders(engine, model=f"{loaded.name}@{loaded.version}", **common)
 
 
 def _plan_moving(request: _Request, others: int, scale: int) -> list[MovingJob]:
@@ -314,7 +329,5 @@ def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], wo
         from ray_sr.video.on_ray import upscale_clips_on_ray
 
         common |= {"choices": request.clip_choices, "report": _tell(request)}
-        results = tuple(upscale_clips_on_ray(planned, loaded, **common))
-        seconds = summary.seconds + sum(result.seconds for result in results)
-        summary = Summary((*summary.files, *results), seconds)
+        summary = summary.and_then(upscale_clips_on_ray(planned, loaded, **common))
     return summary

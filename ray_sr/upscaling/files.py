@@ -32,6 +32,7 @@ from ray_sr.storage.local import remove_leftovers
 from ray_sr.upscaling.consistency import consistency_db
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.finding import passed_over
+from ray_sr.upscaling.moving import Moving
 from ray_sr.upscaling.naming import Existing, UpscaleJob, plan_jobs
 from ray_sr.upscaling.photos import check_enlarges, side_by_side, upscale_in_bands, upscale_photo
 from ray_sr.upscaling.progress import ProgressReport
@@ -127,12 +128,14 @@ def upscale_files(
     quiet: bool = False,
     stream: TextIO | None = None,
     before: Hook = lambda job: None,
+    moving: Moving | None = None,
 ) -> Summary:
     """Upscales files, folders and glob patterns; see `plan_jobs` for `output` and `TargetSize` for sizes.
 
     Results appear whole or not at all; a run that was killed is finished by the same call with
     `existing="skip"`. dry_run: only says what would be done. Progress goes to `stream`, by default
-    stderr. `before` is called with each photo before it is read.
+    stderr. `before` is called with each photo before it is read. `moving` makes clips and animations of folders,
+    after the photos; without it they count as passed over.
     Raises RecipeError for options that do not fit; all else is in the summary.
     """
     options = options or FileOptions()
@@ -146,16 +149,20 @@ def upscale_files(
         existing=options.existing,
         recursive=options.recursive,
         compare=options.compare,
+        moving=moving,
     )
     if dry_run:
         results = [_result(_Step[_Made](job, failure=job.problem), "planned") for job in jobs]
     else:
         for folder in {job.target.parent for job in jobs if job.target}:
             remove_leftovers(folder)
-        report = ProgressReport(len(jobs), stream, quiet)
-        worker = UpscaleWorker(engine, wanted, options, before, recorder(ResultRecords()))
-        results = list(run_jobs(jobs, worker, report))
-    others = passed_over(inputs, options.recursive, output)
+        note = recorder(ResultRecords())
+        photos = [job for job in jobs if not job.moves]
+        worker = UpscaleWorker(engine, wanted, options, before, note)
+        results = list(run_jobs(photos, worker, ProgressReport(len(photos), stream, quiet)))
+        if moving is not None:
+            results += run_moving([job for job in jobs if job.moves], moving, note)
+    others = passed_over(inputs, options.recursive, output, moving)
     return Summary(tuple(results), time.perf_counter() - begin, tuple(map(str, others)))
 
 
@@ -264,6 +271,18 @@ def run_jobs(jobs: Sequence[UpscaleJob], worker: UpscaleWorker, report: Progress
                 raise
     finally:
         report.close()
+
+
+def run_moving(jobs: Sequence[UpscaleJob], moving: Moving, note: Hook) -> Iterator[FileResult]:
+    """Makes clips and animations, one after the other; `note` hears of those that are done."""
+    for job in jobs:
+        if job.problem or job.skip or job.target is None:
+            yield _result(_Step[_Made](job, failure=job.problem), "done")
+            continue
+        result = moving.upscale(job.source, job.target)
+        if result.status == "done":
+            note(job)
+        yield result
 
 
 def _writers() -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_sr.images import SUFFIXES
+from ray_sr.upscaling.moving import Moving
 from ray_sr.upscaling.record import ResultRecords
 
 
@@ -16,28 +17,33 @@ from ray_sr.upscaling.record import ResultRecords
 class FoundPhoto:
     """A file to read, and its place below the folder that was named (None where it was named itself).
 
-    problem: why it cannot be read, known before it is tried.
+    problem: why it cannot be read, known before it is tried. moves: it is a clip or an animation.
     """
 
     path: Path
     below: Path | None = None
     problem: str | None = None
+    moves: bool = False
 
 
 def find_photos(
-    inputs: Sequence[str | os.PathLike[str]], recursive: bool, output: Path | None, records: ResultRecords
+    inputs: Sequence[str | os.PathLike[str]],
+    recursive: bool,
+    output: Path | None,
+    records: ResultRecords,
+    moving: Moving | None = None,
 ) -> list[FoundPhoto]:
     """The photos of all inputs in the order named, each file once; folders are sorted by name.
 
-    From folders are taken: files with a picture suffix that are not hidden, not below `output` (a folder) and
-    not results of earlier runs. Several folders keep their own names: what is found in them lies below the
-    folder that holds them all. What is missing or cannot be entered is found with a problem.
+    From folders are taken: files with a picture suffix, and what `moving` takes, that are not hidden, not below
+    `output` (a folder) and not results of earlier runs. Several folders keep their own names: what is found in
+    them lies below the folder that holds them all. What is missing or cannot be entered is found with a problem.
     """
     names = [os.fspath(name) for name in inputs]
     root = _common_folder(names)
     found: dict[str, FoundPhoto] = {}
     for name in names:
-        for photo in _find(name, recursive, output, records):
+        for photo in _find(name, recursive, output, records, moving):
             if root is not None and photo.below is not None:
                 photo = replace(photo, below=Path(os.path.relpath(os.path.abspath(photo.path), root)))
             found.setdefault(_place_of(photo.path), photo)
@@ -55,10 +61,12 @@ def _common_folder(names: Sequence[str]) -> str | None:
     return os.path.commonpath(folders) if len(folders) > 1 else None
 
 
-def _find(name: str, recursive: bool, output: Path | None, records: ResultRecords) -> Iterator[FoundPhoto]:
+def _find(
+    name: str, recursive: bool, output: Path | None, records: ResultRecords, moving: Moving | None
+) -> Iterator[FoundPhoto]:
     path = Path(name)
     if os.path.isdir(path):  # unlike those of Path, these take any name
-        yield from _in_folder(path, recursive, output, records)
+        yield from _in_folder(path, recursive, output, records, moving)
     elif os.path.exists(path):
         yield FoundPhoto(path)
     elif matches := sorted(glob.glob(name, recursive=True)):
@@ -67,13 +75,15 @@ def _find(name: str, recursive: bool, output: Path | None, records: ResultRecord
         yield FoundPhoto(path, problem=_problem_of_link(path) or "no such file or folder")
 
 
-def _in_folder(folder: Path, recursive: bool, output: Path | None, records: ResultRecords) -> Iterator[FoundPhoto]:
+def _in_folder(
+    folder: Path, recursive: bool, output: Path | None, records: ResultRecords, moving: Moving | None
+) -> Iterator[FoundPhoto]:
     """Photos of a folder; a folder of results inside of it is passed over."""
     inner = None if output is None else os.path.realpath(output)
     if inner == os.path.realpath(folder):
         inner = None
     photos, results = [], 0
-    for photo in walk_photos(folder, recursive, inner):
+    for photo in walk_photos(folder, recursive, inner, moving):
         if photo.problem is None and records.is_result(photo.path):
             results += 1
         else:
@@ -85,8 +95,10 @@ def _in_folder(folder: Path, recursive: bool, output: Path | None, records: Resu
     yield from photos
 
 
-def walk_photos(folder: Path, recursive: bool, left_out: str | None = None) -> Iterator[FoundPhoto]:
-    """All files of a folder that have a picture suffix and are not hidden, sorted by their places.
+def walk_photos(
+    folder: Path, recursive: bool, left_out: str | None = None, moving: Moving | None = None
+) -> Iterator[FoundPhoto]:
+    """All files of a folder that have a picture suffix, or move, and are not hidden, sorted by their places.
 
     left_out: real path of a folder inside that is not entered. Links to files are followed, links to folders
     are not. A link that leads nowhere and a folder that cannot be listed are found with a problem.
@@ -106,17 +118,20 @@ def walk_photos(folder: Path, recursive: bool, left_out: str | None = None) -> I
             if entry.is_dir(follow_symlinks=False):
                 if recursive and os.path.realpath(path) != left_out:
                     waiting.append(path)
-            elif path.suffix.lower() in SUFFIXES:
+            elif (moves := moving is not None and moving.takes(path)) or path.suffix.lower() in SUFFIXES:
                 problem = _problem_of_link(path)
                 if problem or os.path.isfile(path):
-                    found.append(FoundPhoto(path, path.relative_to(folder), problem))
+                    found.append(FoundPhoto(path, path.relative_to(folder), problem, moves))
     yield from sorted(found, key=lambda photo: photo.path)
 
 
 def passed_over(
-    inputs: Sequence[str | os.PathLike[str]], recursive: bool, output: str | os.PathLike[str] | None
+    inputs: Sequence[str | os.PathLike[str]],
+    recursive: bool,
+    output: str | os.PathLike[str] | None,
+    moving: Moving | None = None,
 ) -> list[Path]:
-    """Files of the folders among the inputs that no photo is read from, by their names; hidden ones apart."""
+    """Files of the folders among the inputs that nothing is read from, by their names; hidden ones apart."""
     inner = None if output is None else os.path.realpath(output)
     found: list[Path] = []
     waiting = [Path(name) for name in inputs if os.path.isdir(name)]
@@ -131,7 +146,9 @@ def passed_over(
             if entry.is_dir(follow_symlinks=False):
                 if recursive and os.path.realpath(path) != inner:
                     waiting.append(path)
-            elif path.suffix.lower() not in SUFFIXES and os.path.isfile(path):
+            elif (
+                path.suffix.lower() not in SUFFIXES and os.path.isfile(path) and not (moving and moving.takes(path))
+            ):
                 found.append(path)
     return sorted(found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from typing import Literal
 from ray_sr.errors import RecipeError
 from ray_sr.images import FORMATS, OTHER_SUFFIXES, SUFFIXES, WRITTEN_SUFFIXES, format_of
 from ray_sr.upscaling.finding import FoundPhoto, find_photos
+from ray_sr.upscaling.moving import Moving
 from ray_sr.upscaling.record import FileState, ResultRecords
 
 Existing = Literal["refuse", "overwrite", "skip"]
@@ -27,6 +28,7 @@ class UpscaleJob:
 
     comparison: where a picture of the photo beside its result goes, if it is wanted. state: of the photo, where
     its result is to be noted in the record of the folder, because the photo or the result is one of a folder.
+    moves: it is a clip or an animation, whose result is of the format that its name says.
     """
 
     source: Path
@@ -36,6 +38,7 @@ class UpscaleJob:
     skip: bool = False
     comparison: Path | None = None
     state: FileState | None = None
+    moves: bool = False
 
 
 def plan_jobs(
@@ -47,41 +50,54 @@ def plan_jobs(
     existing: Existing = "refuse",
     recursive: bool = False,
     compare: bool = False,
+    moving: Moving | None = None,
 ) -> list[UpscaleJob]:
     """Jobs for files, folders and glob patterns, in the order named; folders are sorted by name.
 
     output: a folder; a file, where it ends in a picture suffix and there is one photo; or None, beside each
     photo. Results are named after their photos plus `suffix`; folders keep their structure. format: one of
-    `images.FORMATS`; by default the output file's, else png. What is taken from folders, see
-    `find_photos`; which name a result gets where two would meet, see `place_results`. compare: a comparison is
-    wanted of each. What is missing, or would replace a photo that is read, becomes a job with a problem.
+    `images.FORMATS`; by default the output file's, else png. What is taken from folders, see `find_photos`, where
+    `moving` finds clips and animations; which name a result gets where two would meet, see `place_results`.
+    compare: a comparison is wanted of each. What is missing, or would replace a photo that is read, becomes a job
+    with a problem.
     Raises RecipeError for options that do not fit.
     """
     check_names(inputs, output, format, suffix)
     file = _output_file(output)
     folder = None if file or output is None else Path(output)
     records = ResultRecords()
-    found = find_photos(inputs, recursive, folder, records)
+    found = find_photos(inputs, recursive, folder, records, moving)
     if file and len(found) != 1:
         raise RecipeError(f"{file} names one file, but there are {len(found)} photos: name a folder")
     chosen = format or (format_of(file) if file else "png")
-    ending = suffix + ENDINGS[chosen]
+    ending = _endings(suffix + ENDINGS[chosen], moving)
     kept = records if existing == "skip" else None
     placed = [(found[0], file)] if file else place_results(found, folder, ending, kept)
     return list(_checked(_without_results(placed), chosen, existing, compare, recorded=folder is not None))
 
 
 def plan_found(
-    found: Sequence[FoundPhoto], folder: Path, records: ResultRecords, format: str, suffix: str, overwrite: bool
+    found: Sequence[FoundPhoto],
+    folder: Path,
+    records: ResultRecords,
+    format: str,
+    suffix: str,
+    overwrite: bool,
+    moving: Moving | None = None,
 ) -> list[UpscaleJob]:
     """Jobs for photos of folders whose results go into `folder`: those that the records do not know as done."""
-    placed = place_results(found, folder, suffix + ENDINGS[format], records)
+    placed = place_results(found, folder, _endings(suffix + ENDINGS[format], moving), records)
     waiting = [
         (photo, place)
         for photo, place in _without_results(placed)
         if not records.of(place.parent).has_done(photo.path, place.name)
     ]
     return list(_checked(waiting, format, "overwrite" if overwrite else "skip", compare=False, recorded=True))
+
+
+def _endings(photos: str, moving: Moving | None) -> Callable[[FoundPhoto], str]:
+    """What follows the stem of each in the name of its result."""
+    return lambda found: moving.ending(found.path) if moving is not None and found.moves else photos
 
 
 def check_names(
@@ -122,7 +138,10 @@ def _output_file(output: str | os.PathLike[str] | None) -> Path | None:
 
 
 def place_results(
-    found: Sequence[FoundPhoto], folder: Path | None, ending: str, records: ResultRecords | None
+    found: Sequence[FoundPhoto],
+    folder: Path | None,
+    ending: Callable[[FoundPhoto], str],
+    records: ResultRecords | None,
 ) -> list[tuple[FoundPhoto, Path]]:
     """Each photo with the place of its result, no two with the same.
 
@@ -135,7 +154,7 @@ def place_results(
     for photo in found:
         beside = photo.path if folder is None else folder / belows[photo]
         stems = (photo.path.stem, photo.path.name.replace(".", "_"))
-        choices.append((photo, [beside.with_name(stem + ending) for stem in stems]))
+        choices.append((photo, [beside.with_name(stem + ending(photo)) for stem in stems]))
     taken = {} if records is None else _known_owners(choices, records)
     placed = []
     for photo, places in choices:
@@ -198,7 +217,8 @@ def _checked(
         if problem is None and existing == "refuse" and there is not None:
             problem = f"{there} exists already: use --overwrite or --skip-existing"
         state = FileState.of(entry.path) if recorded or entry.below is not None else None
-        yield UpscaleJob(entry.path, None if entry.problem else target, format, problem, skip, comparison, state)
+        place = None if entry.problem else target
+        yield UpscaleJob(entry.path, place, format, problem, skip, comparison, state, entry.moves)
 
 
 def _conflict(target: Path, sources: set[str], owners: dict[str, Path]) -> str | None:

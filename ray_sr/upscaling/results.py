@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ray_sr.errors import printable
@@ -52,6 +53,12 @@ class Summary:
     files: tuple[FileResult, ...]
     seconds: float
     passed_over: tuple[str, ...] = ()
+
+    def and_then(self, results: Iterable[FileResult]) -> Summary:
+        """The same with more results, which come one after the other."""
+        more = tuple(results)
+        seconds = self.seconds + sum(result.seconds for result in more)
+        return replace(self, files=(*self.files, *more), seconds=seconds)
 
     def count(self, status: str) -> int:
         """How many photos have this status."""

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -19,8 +19,9 @@ from ray_sr.errors import InputError, ResourceError
 from ray_sr.storage.local import remove_leftovers
 from ray_sr.storage.lock import locked
 from ray_sr.upscaling.engine import Engine
-from ray_sr.upscaling.files import FileOptions, FileResult, Summary, UpscaleWorker, recorder, run_jobs
+from ray_sr.upscaling.files import FileOptions, FileResult, Summary, UpscaleWorker, recorder, run_jobs, run_moving
 from ray_sr.upscaling.finding import FoundPhoto, find_photos
+from ray_sr.upscaling.moving import Moving
 from ray_sr.upscaling.naming import UpscaleJob, check_names, plan_found
 from ray_sr.upscaling.progress import ProgressReport
 from ray_sr.upscaling.record import FileState, ResultRecords
@@ -49,6 +50,7 @@ class Watch:
         settle_s: float = SETTLE_S,
         quiet: bool = False,
         stream: TextIO | None = None,
+        moving: Moving | None = None,
     ) -> None:
         self._options, self._wanted = options or FileOptions(), wanted or TargetSize()
         self._suffix = self._wanted.suffix(engine.scale) if self._options.suffix is None else self._options.suffix
@@ -58,6 +60,7 @@ class Watch:
                 raise InputError(f"{folder}: is no folder, and --watch needs folders that photos arrive in")
         self._folders, self._output, self._engine = folders, Path(output), engine
         self._settle_s, self._quiet, self._stream = settle_s, quiet, stream or sys.stderr
+        self._moving = moving
         self._records = ResultRecords()
         self._seen: dict[Path, tuple[FileState, float]] = {}
         self._failed: dict[Path, FileState | None] = {}
@@ -95,7 +98,7 @@ class Watch:
 
     def _jobs(self) -> list[UpscaleJob]:
         """Jobs for the photos at rest that have no result."""
-        found = find_photos(self._folders, self._options.recursive, self._output, self._records)
+        found = find_photos(self._folders, self._options.recursive, self._output, self._records, self._moving)
         for photo in found:
             if photo.problem and not os.path.isdir(photo.path):
                 self._tell(photo.path, photo.problem)
@@ -104,7 +107,7 @@ class Watch:
         resting = {photo.path for photo in there if self._is_at_rest(photo, now)}
         self._seen = {path: seen for path, seen in self._seen.items() if path in {photo.path for photo in there}}
         format, overwrite = self._options.format or "png", self._options.existing == "overwrite"
-        jobs = plan_found(there, self._output, self._records, format, self._suffix, overwrite)
+        jobs = plan_found(there, self._output, self._records, format, self._suffix, overwrite, self._moving)
         return [job for job in jobs if job.source in resting and self._failed.get(job.source) != job.state]
 
     def _is_at_rest(self, photo: FoundPhoto, now: float) -> bool:
@@ -122,9 +125,16 @@ class Watch:
         for job in jobs:
             if job.skip:  # its result was written by a run that was killed before it could note that
                 note(job)
-        report = ProgressReport(len(jobs), self._stream, self._quiet)
+        photos = [job for job in jobs if not job.moves]
+        report = ProgressReport(len(photos), self._stream, self._quiet)
         worker = UpscaleWorker(self._engine, self._wanted, self._options, deliver=note)
-        for job, result in zip(jobs, run_jobs(jobs, worker, report), strict=True):
+        self._take(photos, run_jobs(photos, worker, report))
+        if self._moving is not None:
+            moving = [job for job in jobs if job.moves]
+            self._take(moving, run_moving(moving, self._moving, note))
+
+    def _take(self, jobs: Sequence[UpscaleJob], results: Iterator[FileResult]) -> None:
+        for job, result in zip(jobs, results, strict=True):
             self._results[result.source] = result
             if result.status == "failed":
                 self._failed[job.source] = job.state

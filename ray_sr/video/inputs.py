@@ -5,13 +5,14 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions
+from ray_sr.upscaling.record import FileState
 from ray_sr.upscaling.results import FileResult
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.video.animations import upscale_animation
@@ -37,9 +38,9 @@ def split_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def is_moving(path: str) -> bool:
-    """Whether this is a clip or an animation: by its name, and for .webp and .png by what the file says."""
+    """Whether this is a clip or an animation: by its name, and for WebP and PNG by what the file says."""
     suffix = os.path.splitext(path)[1].lower()
-    if suffix in CLIP_SUFFIXES or suffix in (".gif", ".apng"):
+    if suffix in CLIP_SUFFIXES or suffix == ".gif":
         return os.path.isfile(path)
     if suffix not in ANIMATIONS or not os.path.isfile(path):
         return False
@@ -124,12 +125,16 @@ def clip_options(options: FileOptions, codec: str | None, crf: int | None, resum
 
 def require_av(jobs: Sequence[MovingJob]) -> None:
     """Raises ResourceError where PyAV is absent and one of these needs it."""
-    if all(job.is_animation for job in jobs):
-        return
+    if not all(job.is_animation for job in jobs) and not _has_av():
+        raise ResourceError("clips need PyAV, which is not installed: pip install 'ray-sr[video]'")
+
+
+def _has_av() -> bool:
     try:
         import av  # noqa: F401
     except ImportError:
-        raise ResourceError("clips need PyAV, which is not installed: pip install 'ray-sr[video]'") from None
+        return False
+    return True
 
 
 def upscale_moving(
@@ -144,18 +149,103 @@ def upscale_moving(
     quiet: bool = False,
     report: Callable[[FileResult], None] = lambda result: None,
 ) -> Iterator[ClipResult]:
-    """Upscales clips and animations one after the other. choices: of `clip_options`."""
+    """Upscales clips and animations one after the other. choices: of `clip_options`.
+
+    Options that do not fit one of several are its failure; RecipeError is raised where there is one alone.
+    """
     chosen = clip_options(options, **choices)
     for job in jobs:
         if dry_run:
             yield ClipResult(str(job.source), str(job.target), "planned")
             continue
-        common: dict[str, Any] = {"model": model, "wanted": wanted, "options": chosen, "quiet": quiet}
-        if job.is_animation:
-            result = upscale_animation(job.source, job.target, engine, **common)
-        else:
-            from ray_sr.video.clips import upscale_clip
-
-            result = upscale_clip(job.source, job.target, engine, **common)
+        try:
+            result = _upscale(job, engine, model=model, wanted=wanted, options=chosen, quiet=quiet)
+        except RecipeError as error:
+            if len(jobs) == 1:
+                raise
+            result = refused(job, error)
         report(result)
         yield result
+
+
+def _upscale(job: MovingJob, engine: Engine, **options: Any) -> ClipResult:
+    if job.is_animation:
+        return upscale_animation(job.source, job.target, engine, **options)
+    from ray_sr.video.clips import upscale_clip
+
+    return upscale_clip(job.source, job.target, engine, **options)
+
+
+def refused(job: MovingJob, error: RecipeError) -> ClipResult:
+    """The result of one of several whose options do not fit."""
+    names = str(job.source), str(job.target)
+    told = str(error)
+    for name in names:
+        told = told.removeprefix(f"{name}: ")
+    return ClipResult(*names, "failed", told)
+
+
+class MovingInFolders:
+    """Clips and animations of a run over folders: `ray_sr.upscaling.moving.Moving`.
+
+    Options as for `upscale_moving`. Clips are taken where PyAV is there. watching: unfinished runs are gone on
+    with, and begun anew where they are of another source or other options. Raises RecipeError for options that
+    clips do not have.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        wanted: TargetSize,
+        options: FileOptions,
+        choices: dict[str, Any],
+        quiet: bool = False,
+        report: Callable[[FileResult], None] = lambda result: None,
+        watching: bool = False,
+    ) -> None:
+        chosen = clip_options(options, **choices)
+        self._options = replace(chosen, resume=True) if watching else chosen
+        self._common: dict[str, Any] = {"model": model, "wanted": wanted, "quiet": quiet}
+        self._suffix = wanted.suffix(engine.scale) if options.suffix is None else options.suffix
+        self._engine, self._format, self._report, self._watching = engine, options.format, report, watching
+        self._clips = _has_av()
+        self._known: dict[Path, tuple[FileState | None, bool]] = {}
+
+    def takes(self, path: Path) -> bool:
+        """Whether this file moves; each state of a file is looked into once."""
+        suffix = path.suffix.lower()
+        if suffix not in (CLIP_SUFFIXES if self._clips else ()) and suffix not in ANIMATIONS:
+            return False
+        state = FileState.of(path)
+        if path not in self._known or self._known[path][0] != state:
+            self._known[path] = state, is_moving(str(path))
+        return self._known[path][1]
+
+    def ending(self, path: Path) -> str:
+        """What follows the stem in the name of its result."""
+        return self._suffix + _ending(path, self._format)
+
+    def upscale(self, source: Path, target: Path) -> ClipResult:
+        """Enlarges one; options that do not fit it are its failure."""
+        job = MovingJob(source, target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            result = self._made(job)
+        except RecipeError as error:
+            result = refused(job, error)
+        except OSError as error:
+            told = f"{target.parent}: cannot be made ({error.strerror or error})"
+            result = ClipResult(str(source), str(target), "failed", told)
+        self._report(result)
+        return result
+
+    def _made(self, job: MovingJob) -> ClipResult:
+        try:
+            return _upscale(job, self._engine, options=self._options, **self._common)
+        except RecipeError:
+            if not self._watching:
+                raise
+        anew = replace(self._options, resume=False, existing="overwrite")
+        return _upscale(job, self._engine, options=anew, **self._common)

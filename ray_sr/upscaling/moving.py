@@ -1,0 +1,21 @@
+"""What runs over folders ask of those who know clips and animations, which stand above this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ray_sr.upscaling.results import FileResult
+
+
+class Moving(Protocol):
+    """Clips and animations in the folders of a run."""
+
+    def takes(self, path: Path) -> bool:
+        """Whether this file moves and can be enlarged here."""
+
+    def ending(self, path: Path) -> str:
+        """What follows the stem in the name of its result: suffix and extension."""
+
+    def upscale(self, source: Path, target: Path) -> FileResult:
+        """Enlarges one."""
