@@ -6,12 +6,15 @@ import asyncio
 import base64
 import binascii
 import json
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from email import message_from_bytes
 from email.message import Message
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from ray_sr.serving.admission import Lease
@@ -24,18 +27,24 @@ MOST_PARTS = 50
 _BROKEN = "the multipart body is broken"
 
 
-async def read_body(request: Request, limits: ServiceLimits, lease: Lease) -> bytes:
-    """The whole body. Raises Problem as soon as it is too large: before reading where that is announced."""
+async def read_picture(request: Request, query: Query, limits: ServiceLimits, lease: Lease) -> tuple[bytes, Query]:
+    """The picture's bytes, and the query with the options of the body added. `lease` takes every byte that comes.
+
+    A body is `multipart/form-data`, a JSON object whose `image` is base64, or else the picture itself.
+    Raises Problem as soon as it is too large: before reading where that is announced.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal():
         _check_length(int(announced), limits)
-    body = bytearray()
+    header = Message()
+    header["Content-Type"] = request.headers.get("content-type", "")
+    stream = _counted(request, limits, lease)
     try:
         async with asyncio.timeout(limits.body_deadline_s):
-            async for chunk in request.stream():
-                lease.add(len(chunk))
-                body += chunk
-                _check_length(len(body), limits)
+            if header.get_content_type() == "multipart/form-data":
+                picture, options = await _from_form(stream, header, limits)
+                return picture, _with_options(query, options)
+            body = b"".join([chunk async for chunk in stream])
     except TimeoutError:
         late = f"the body did not arrive within {limits.body_deadline_s:g} s"
         raise Problem("request-timeout", late, headers={"Connection": "close"}) from None
@@ -43,7 +52,20 @@ async def read_body(request: Request, limits: ServiceLimits, lease: Lease) -> by
         raise Problem("bad-request", "the body ended before its announced length") from None
     if not body:
         raise Problem("bad-request", "the body is empty; it must be the bytes of a picture")
-    return bytes(body)
+    if header.get_content_type() == "application/json":
+        picture, options = await run_in_threadpool(_from_json, body)
+        return picture, _with_options(query, options)
+    return body, query
+
+
+async def _counted(request: Request, limits: ServiceLimits, lease: Lease) -> AsyncGenerator[bytes, None]:
+    """The chunks of the body, each counted before anything is done with it."""
+    length = 0
+    async for chunk in request.stream():
+        lease.add(len(chunk))
+        length += len(chunk)
+        _check_length(length, limits)
+        yield chunk
 
 
 def _check_length(length: int, limits: ServiceLimits) -> None:
@@ -53,27 +75,6 @@ def _check_length(length: int, limits: ServiceLimits) -> None:
 
 
 # The body ------------------------------------------------------------------------------------------------
-
-
-def picture_in(body: bytes, content_type: str, query: Query) -> tuple[bytes, Query]:
-    """The picture's bytes, and the query with the options of the body added.
-
-    A body is `multipart/form-data`, a JSON object whose `image` is base64, or else the picture itself.
-    Raises Problem.
-    """
-    header = Message()
-    header["Content-Type"] = content_type
-    kind = header.get_content_type()
-    if kind == "multipart/form-data":
-        boundary = header.get_boundary()
-        if not boundary:
-            raise Problem("bad-request", f"{_BROKEN}: its Content-Type names no boundary")
-        picture, options = _from_form(body, boundary)
-    elif kind == "application/json":
-        picture, options = _from_json(body)
-    else:
-        return body, query
-    return picture, _with_options(query, options)
 
 
 def _with_options(query: Query, options: dict[str, Any]) -> Query:
@@ -106,52 +107,55 @@ def _from_json(body: bytes) -> tuple[bytes, dict[str, Any]]:
         raise _refused("image", "not base64") from None
 
 
-def _from_form(body: bytes, boundary: str) -> tuple[bytes, dict[str, Any]]:
+async def _from_form(
+    stream: AsyncGenerator[bytes, None], header: Message, limits: ServiceLimits
+) -> tuple[bytes, dict[str, Any]]:
+    """The one file named image, and the text of every other part by its name."""
     pictures: list[bytes] = []
     options: dict[str, Any] = {}
-    for part in _parts(body, boundary):
-        if part.name == "image":
-            if not part.is_file:
+    for name, value in (await _parsed(stream, header, limits)).multi_items():
+        content = await value.read() if isinstance(value, UploadFile) else value
+        if name == "image":
+            if isinstance(content, str):
                 raise _refused("image", "must be a file, not text")
-            pictures.append(part.content)
-        elif part.name in options:
-            raise _refused(part.name, "given more than once")
+            pictures.append(content)
+        elif name in options:
+            raise _refused(name, "given more than once")
         else:
-            options[part.name] = part.content.decode("utf-8", "replace")
+            options[name] = content if isinstance(content, str) else content.decode("utf-8", "replace")
     if len(pictures) != 1:
         raise _refused("image", f"the form must have one file of this name, not {len(pictures)}")
     return pictures[0], options
 
 
-@dataclass(frozen=True)
-class _Part:
-    name: str
-    is_file: bool
-    content: bytes
-
-
-def _parts(body: bytes, boundary: str) -> list[_Part]:
-    """The parts of a form (RFC 7578, RFC 2046 section 5.1)."""
-    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
-    whole = b"\r\n" + body
-    if whole.count(delimiter) > MOST_PARTS + 1:
-        raise Problem("payload-too-large", f"the form has more than {MOST_PARTS} parts", limit=MOST_PARTS)
-    _, *pieces = whole.split(delimiter)
-    if not pieces or not pieces[-1].startswith(b"--"):
+async def _parsed(stream: AsyncGenerator[bytes, None], header: Message, limits: ServiceLimits) -> FormData:
+    header.del_param("charset")  # it is none of this media type, and names any codec that Python has
+    parser = _FormParser(Headers({"content-type": header["Content-Type"]}), stream, max_part_size=limits.body_bytes)
+    parser.spool_max_size = limits.body_bytes  # what has come is counted as memory: it does not go to a disk
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem("bad-request", f"{_BROKEN}: {error.message}") from None
+    if not parser.ended:
         raise Problem("bad-request", f"{_BROKEN}: its last boundary is missing")
-    return [_part(piece) for piece in pieces[:-1]]
+    return form
 
 
-def _part(piece: bytes) -> _Part:
-    line_end, _, rest = piece.partition(b"\r\n")
-    head, blank, content = rest.partition(b"\r\n\r\n")
-    if line_end.strip() or not blank:
-        raise Problem("bad-request", f"{_BROKEN}: a part has no head")
-    headers = message_from_bytes(head + b"\r\n\r\n")
-    name = headers.get_param("name", header="content-disposition")
-    if not isinstance(name, str):
-        raise Problem("bad-request", f"{_BROKEN}: a part has no name")
-    return _Part(name, headers.get_filename() is not None, content)
+class _FormParser(MultiPartParser):
+    """Starlette's parser, which also counts parts and knows whether the form came to its end."""
+
+    parts = 0
+    ended = False
+
+    def on_part_begin(self) -> None:
+        self.parts += 1
+        if self.parts > MOST_PARTS:
+            raise Problem("payload-too-large", f"the form has more than {MOST_PARTS} parts", limit=MOST_PARTS)
+        super().on_part_begin()
+
+    def on_end(self) -> None:
+        self.ended = True
+        super().on_end()
 
 
 def _refused(parameter: str, detail: str) -> Problem:

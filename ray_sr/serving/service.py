@@ -18,7 +18,7 @@ from ray_sr.serving.keys import Client, KeyRing
 from ray_sr.serving.options import JobLimits, JobQuery, ServiceOptions, UpscaleQuery
 from ray_sr.serving.pipeline import Pipeline, with_format
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.requests import AcceptedResponse, Query, accepted_response_of, picture_in, read_body
+from ray_sr.serving.requests import AcceptedResponse, accepted_response_of, read_picture
 from ray_sr.serving.responses import Answer
 from ray_sr.serving.router import Catalogue
 from ray_sr.serving.telemetry import Metrics, open_access_log
@@ -58,10 +58,9 @@ class Service:
         accepted = accepted_response_of(request.headers.get("accept", ""), query)
         deadline_s = self.limits.request_deadline_s
         with self._bytes.lease() as lease:
-            body = await read_body(request, self.limits, lease)
+            data, query = await read_picture(request, query, self.limits, lease)
             try:
                 async with asyncio.timeout(deadline_s):
-                    data, query = await self._picture(request, body, query)
                     query = with_format(query, accepted, data)
                     with self._pixels.lease() as pixels:
                         admission = _Admission(pixels, client, self)
@@ -75,8 +74,7 @@ class Service:
         if key is not None and not 0 < len(key) <= 255:
             raise Problem("bad-request", "Idempotency-Key must have 1 to 255 characters")
         with self._bytes.lease() as lease:
-            body = await read_body(request, self.limits, lease)
-            data, query = await self._picture(request, body, query)
+            data, query = await read_picture(request, query, self.limits, lease)
             if query.webhook is not None:
                 check_address(query.webhook, self._webhook_origins)
             query = with_format(query, accepted_response_of("*/*", query), data)
@@ -97,12 +95,6 @@ class Service:
                 expires_at=_latest_end(self.limits.jobs),
             )
             return await self.jobs.begin(record, data)
-
-    async def _picture(self, request: Request, body: bytes, query: Query) -> tuple[bytes, Query]:
-        content_type = request.headers.get("content-type", "")
-        if content_type.lower().startswith(("multipart/", "application/json")):
-            return await self._pipeline.in_thread(picture_in, body, content_type, query)
-        return body, query
 
     def note_pixels(self) -> None:
         """Tells the metrics how much is under way."""

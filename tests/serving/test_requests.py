@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import random
+from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
-from ray_sr.serving.options import UpscaleQuery
+from ray_sr.serving.admission import Budget
+from ray_sr.serving.options import ServiceLimits, UpscaleQuery
 from ray_sr.serving.problems import Problem
-from ray_sr.serving.requests import MOST_PARTS, AcceptedResponse, accepted_response_of, picture_in
+from ray_sr.serving.requests import MOST_PARTS, AcceptedResponse, accepted_response_of, read_picture
 
 NOTHING = UpscaleQuery()
+LIMITS = ServiceLimits(body_bytes=1 << 22)
 IMAGE = b"\x89PNG\r\n\x1a\n\r\n--not the boundary\r\n\x00\xff" * 3
+
+
+def picture_in(body: bytes, content_type: str, query: UpscaleQuery, chunk: int = 7) -> tuple[bytes, UpscaleQuery]:
+    """What is read of a request whose body comes in chunks; the bytes that were leased are those of the body."""
+    chunks = iter([body[start : start + chunk] for start in range(0, len(body), chunk)])
+
+    async def receive() -> Message:
+        part = next(chunks, None)
+        return {"type": "http.request", "body": part or b"", "more_body": part is not None}
+
+    async def read() -> tuple[bytes, UpscaleQuery]:
+        budget = Budget(1 << 24, "bytes")
+        with budget.lease() as lease:
+            found = await read_picture(Request(scope, receive), query, LIMITS, lease)
+            assert budget.taken == len(body)
+        return found
+
+    headers = [(b"content-type", content_type.encode("latin-1"))]
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "headers": headers}
+    return asyncio.run(read())
 
 
 def form(files: list[tuple[str, bytes]], fields: dict[str, str] | None = None) -> tuple[bytes, str]:
@@ -26,7 +53,7 @@ def form(files: list[tuple[str, bytes]], fields: dict[str, str] | None = None) -
 
 def refused(body: bytes, content_type: str, query: UpscaleQuery = NOTHING) -> Problem:
     with pytest.raises(Problem) as caught:
-        picture_in(body, content_type, query)
+        picture_in(body, content_type, query, 1 << 12)
     return caught.value
 
 
@@ -35,6 +62,45 @@ def test_form_as_a_browser_sends_it() -> None:
     data, query = picture_in(body, content_type, UpscaleQuery(quality=7))
     assert data == IMAGE
     assert query == UpscaleQuery(quality=7, scale=2.5, format="webp", lossless=True)
+
+
+def test_form_is_read_alike_however_it_is_cut_into_chunks() -> None:
+    body, content_type = form([("x.png", IMAGE)], {"scale": "2"})
+    for chunk in (1, 2, 13, 64, len(body)):
+        assert picture_in(body, content_type, NOTHING, chunk) == (IMAGE, UpscaleQuery(scale=2))
+
+
+def test_file_over_a_megabyte_and_an_option_sent_as_a_file() -> None:
+    large = random.Random(1).randbytes((1 << 20) + 17)
+    body, content_type = form([("x.png", large)])
+    assert picture_in(body, content_type, NOTHING, 1 << 16) == (large, NOTHING)
+    as_file = httpx.Request("POST", "http://test", files=[("image", ("a", IMAGE)), ("scale", ("s.txt", b"2"))])
+    found = picture_in(as_file.read(), as_file.headers["content-type"], NOTHING)
+    assert found == (IMAGE, UpscaleQuery(scale=2))
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "punycode", "undefined", "zip", "none-such", ""])
+def test_charset_of_a_form_means_nothing(charset: str) -> None:
+    body, content_type = form([("x.png", IMAGE)], {"scale": "2"})
+    found = picture_in(body, f"{content_type}; charset={charset}", NOTHING)
+    assert found == (IMAGE, UpscaleQuery(scale=2))
+
+
+def test_damaged_forms_are_refused_or_read_and_never_fail_otherwise() -> None:
+    body, content_type = form([("x.png", IMAGE)], {"scale": "2", "format": "webp"})
+    rng, refusals = random.Random(5), set()
+    for _ in range(300):
+        damaged = bytearray(body)
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(damaged))
+            damaged[place : place + rng.randint(0, 3)] = rng.choice(
+                [b"", b"\r\n", b"--", b'"', b";", b"\0", b"\xff"]
+            )
+        try:
+            picture_in(bytes(damaged), content_type, NOTHING, 50)
+        except Problem as problem:
+            refusals.add(problem.kind)
+    assert refusals == {"bad-request", "invalid-parameter"}
 
 
 def test_json_with_base64_or_a_data_address() -> None:
@@ -62,6 +128,11 @@ def broken_forms() -> dict[str, tuple[bytes, str, str]]:
     return {
         "no boundary": (body, "multipart/form-data", "bad-request"),
         "another boundary": (body, "multipart/form-data; boundary=other", "bad-request"),
+        "boundary of 300 characters": (body, f"multipart/form-data; boundary={'x' * 300}", "bad-request"),
+        "empty": (b"", content_type, "bad-request"),
+        "endless part head": (b"--x\r\nX: " + b"y" * 100_000, of_x, "bad-request"),
+        "text over a megabyte": (text.replace(b"A" * 9, b"A" * (1 << 21)), of_x, "invalid-parameter"),
+        "over the limit": (text.replace(b"A" * 9, b"A" * (1 << 22)), of_x, "payload-too-large"),
         "cut": (body[: len(body) - len(boundary) - 4], content_type, "bad-request"),
         "no part head": (headless, of_x, "bad-request"),
         "no part name": (nameless, of_x, "bad-request"),
