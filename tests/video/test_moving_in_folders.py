@@ -22,6 +22,7 @@ pytest.importorskip("av", reason="clips need the extra ray-sr[video]")
 from ray_sr.errors import RecipeError
 from ray_sr.images import Photo, read_photo, write_photo
 from ray_sr.models import Bicubic
+from ray_sr.store import load_model
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions, Summary, upscale_files
 from ray_sr.upscaling.record import RECORD
@@ -194,12 +195,12 @@ def test_a_watched_folder_takes_clips_and_animations_once(engine: Engine, tmp_pa
     assert [Path(file.source).name for file in second.summary.files] == ["new.gif"]
 
 
-def test_a_watch_that_was_killed_goes_on_within_a_clip(engine: Engine, tmp_path: Path) -> None:
+def test_a_watch_that_was_killed_goes_on_within_a_clip(tmp_path: Path) -> None:
     photos, out = tmp_path / "in", tmp_path / "out"
     photos.mkdir()
     source = write_clip(photos / "a.mp4", Clip([moving_bar(index) for index in range(240)], uneven(240)))
     command = [sys.executable, "-m", "ray_sr.cli", "upscale", str(photos), "-o", str(out), "--watch"]
-    command += ["-n", "bicubic", "-s", "2"]
+    command += ["-n", "bicubic", "-s", "2"]  # from the model's x4
     target = out / "a_x2.mp4"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     _wait_for(lambda: bool(list((out / ".a_x2.mp4.segments").glob("0*.json"))) or target.exists())
@@ -210,5 +211,7 @@ def test_a_watch_that_was_killed_goes_on_within_a_clip(engine: Engine, tmp_path:
     again.send_signal(2)
     told = again.communicate(timeout=PATIENCE_S)[1]
     assert "going on after" in told or "skipped" in told
-    upscale_clip(source, tmp_path / "whole.mp4", engine, quiet=True)
+    model = load_model("bicubic", scale=4)
+    engine = Engine(model.module, model.capability)
+    upscale_clip(source, tmp_path / "whole.mp4", engine, wanted=TargetSize(2), quiet=True)
     assert target.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
