@@ -228,11 +228,14 @@ def _fetched(address: str, quiet: bool) -> Remote:
 def _name_from(file: str) -> str:
     """The file's name as that of a model. Raises UsageError where it cannot be one."""
     from ray_sr.store.records import NAME_PATTERN
+    from ray_sr.store.store import has_another_meaning
 
     stem = Path(file).stem
-    if re.fullmatch(NAME_PATTERN, stem) and len(stem) <= 64:
+    if re.fullmatch(NAME_PATTERN, stem) and len(stem) <= 64 and not has_another_meaning(stem):
         return stem
     close = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:64] or "NAME"
+    if has_another_meaning(close):
+        close = f"my-{close.replace('.', '-')}"
     raise click.UsageError(f"{stem!r} cannot name a model: give it a name, such as --name {close}")
 
 
@@ -248,12 +251,13 @@ def export(model: str, output: str, store: str | None, as_json: bool) -> None:
     from ray_sr.store import load_model
 
     loaded = load_model(model, store)
-    if Path(output).suffix not in (".safetensors", ".onnx"):
+    suffix = Path(output).suffix.lower()
+    if suffix not in (".safetensors", ".onnx"):
         raise click.UsageError(f"-o {output}: the name must end in .safetensors or .onnx")
     if loaded.network is None:
         raise click.UsageError(f"{model} is not one of ray-sr's own networks and cannot be exported")
     result: dict[str, object] = {"file": output}
-    if output.endswith(".onnx"):
+    if suffix == ".onnx":
         difference = export_onnx(loaded.module, output).max_difference
         result["max_difference"] = difference
         text = f"{output}: " + ("not compared" if difference is None else f"within {difference:.1e} of torch")

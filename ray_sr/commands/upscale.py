@@ -162,9 +162,10 @@ class _Request:
 
     def split(self) -> tuple[_Request, _Request]:
         """The same for the photos alone, and for the clips and animations."""
-        from ray_sr.video.inputs import split_inputs
+        from ray_sr.video.inputs import check_photos_output, split_inputs
 
         photos, moving = split_inputs(self.photos)
+        check_photos_output(photos, self.output)
         return replace(self, photos=tuple(photos)), replace(self, photos=tuple(moving))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ray_sr.errors import ModelError, ResourceError
 from ray_sr.models import Capability, Generator, folded
-from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec
+from ray_sr.recipes.networks import CompactSpec, NetworkSpec, RRDBNetSpec, SpandrelSpec
 from ray_sr.storage import open_filesystem, write_file
 
 TOLERANCE = 2e-4  # of values in [0, 1]: a twentieth of an 8-bit step, far above float32 rounding
@@ -55,6 +55,8 @@ def export_onnx(module: Generator, path: str | Path, *, opset: int = 18) -> Onnx
 def foreign_use(network: NetworkSpec) -> str | None:
     """Why other programs (spandrel, chaiNNer …) cannot use this generator's .safetensors; None if they can."""
     generator = network.generator
+    if isinstance(generator, SpandrelSpec):
+        return None  # its weights have spandrel's own names
     if not isinstance(generator, RRDBNetSpec | CompactSpec):
         return f"other programs have no {generator.kind}"
     if network.value_range == "signed":

@@ -31,7 +31,34 @@ State = dict[str, Tensor]
 
 # ------------------------------------------------------------------- the state dict inside a checkpoint
 
-_CONTAINERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+# Names of what holds a generator's weights, as letters and digits alone; averaged weights go before the others.
+_CONTAINERS = (
+    *(
+        "paramsema",
+        "generatorema",
+        "gema",
+        "netgema",
+        "modelema",
+        "emamodel",
+        "ema",
+        "params",
+        "generatorstatedict",
+    ),
+    *(
+        "generator",
+        "gen",
+        "netg",
+        "g",
+        "statedict",
+        "modelstatedict",
+        "model",
+        "network",
+        "net",
+        "weights",
+        "state",
+    ),
+)
+_NO_GENERATOR = re.compile(r"disc|critic|optim|sched|scaler|loss|^(net)?d(_|$)", re.IGNORECASE)
 _SUBMODULES = ("generator_ema.", "generator.", "netG.")
 _WRAPPERS = ("module.", "_orig_mod.")
 _COUNTERS = ("steps", "n_averaged")  # averaged models count their updates beside the weights
@@ -40,26 +67,68 @@ _COUNTERS = ("steps", "n_averaged")  # averaged models count their updates besid
 def find_state(content: object, source: str) -> State:
     """The generator's tensors by name, without containers, sub-module names and wrappers' prefixes.
 
-    Averaged weights go before the others. Raises ModelError where there are none.
+    Averaged weights go before the others. Raises ModelError where there are none, or it is not told which of
+    several are the generator's.
     """
-    for _ in range(4):
-        inner = {key: value for key, value in _items(content) if isinstance(value, dict)}
-        named = [key for key in inner if key in _CONTAINERS]
+    for _ in range(8):
+        inner = _held(content)
+        named = [key for key in inner if _plain(key) in _CONTAINERS]
         if named:
-            content = inner[min(named, key=_CONTAINERS.index)]
-        elif len(inner) == len(_items(content)) == 1:  # a name of its own, with nothing beside it
+            content = inner[min(named, key=lambda key: _CONTAINERS.index(_plain(key)))]
+        elif len(inner) == 1 and not _weights_of(content):  # a name of its own, with no weights beside it
             content = next(iter(inner.values()))
+        elif inner and not _weights_of(content):
+            raise ModelError(f"{source}: which of {', '.join(map(str, inner))} is the generator is not known")
         else:
             break
-    state = {str(key): value for key, value in _items(content) if isinstance(value, Tensor)}
-    state = {key: tensor for key, tensor in state.items() if key.rpartition(".")[2] not in _COUNTERS}
+    state = _weights_of(content, counters=True)
     if not state:
         raise ModelError(f"{source}: no weights in it: a state dict of named tensors is needed")
-    return _strip(_submodule(_strip(state)))
+    return _recognised_part(_strip(_submodule(_strip(state))))
+
+
+def without_common_name(state: State) -> State:
+    """The state dict without the name that all its keys begin with, if there is one: model.a, model.b -> a, b."""
+    names = {key.partition(".")[0] for key in state}
+    return {key.partition(".")[2]: value for key, value in state.items()} if len(names) == 1 else state
+
+
+def _held(content: object) -> dict[Any, Any]:
+    """The dicts of tensors inside this one, and what holds such, but no discriminator, optimizer and the like."""
+    return {
+        key: value
+        for key, value in _items(content)
+        if isinstance(value, dict) and not _NO_GENERATOR.search(str(key)) and (_weights_of(value) or _held(value))
+    }
+
+
+def _weights_of(content: object, counters: bool = False) -> State:
+    """The tensors right in a dict; single numbers, as of steps and epochs, only with `counters`."""
+    tensors = {str(key): value for key, value in _items(content) if isinstance(value, Tensor)}
+    if not counters:
+        return {key: tensor for key, tensor in tensors.items() if tensor.ndim}
+    return {key: tensor for key, tensor in tensors.items() if key.rpartition(".")[2] not in _COUNTERS}
 
 
 def _items(content: object) -> list[tuple[Any, Any]]:
     return list(content.items()) if isinstance(content, dict) else []
+
+
+def _plain(key: object) -> str:
+    return re.sub(r"[^a-z0-9]", "", str(key).lower())
+
+
+def _recognised_part(state: State) -> State:
+    """The part under one name (net_g.…, ema_model.…) that is one of our families, where the whole is none."""
+    if recognises(state):
+        return state
+    parts: dict[str, State] = {}
+    for key, tensor in state.items():
+        name, _, rest = key.partition(".")
+        if rest and not _NO_GENERATOR.search(name):
+            parts.setdefault(name, {})[rest] = tensor
+    known = {name: part for name, part in ((n, _strip(p)) for n, p in parts.items()) if recognises(part)}
+    return known[max(known, key=lambda name: "ema" in name.lower())] if known else state
 
 
 def _submodule(state: State) -> State:

@@ -10,10 +10,11 @@ import io
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import torch
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from ray_sr.errors import InputError, ModelError
 from ray_sr.models import Generator, build_generator
-from ray_sr.models.foreign import find_state, our_names, recognise, recognises, with_spandrel
+from ray_sr.models.foreign import find_state, our_names, recognise, recognises, with_spandrel, without_common_name
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.storage import first_line, open_filesystem, read_file, write_file
 
@@ -112,7 +113,11 @@ def _by_spandrel(
     try:
         module = with_spandrel(state, source)
     except ModelError as error:
-        raise refusal if is_ours else error from None
+        first = refusal if is_ours else error
+        try:
+            module = with_spandrel(without_common_name(state), source)
+        except ModelError:
+            raise first from None
     if module is None:
         hint = "" if is_ours else "; pip install 'ray-sr[foreign]' knows more of them"
         raise ModelError(f"{refusal}{hint}")
@@ -195,6 +200,7 @@ def _safe_unpickle(data: bytes, source: str) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # on the kind of file; the outcome below tells more
+            check_archive(io.BytesIO(data))
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:
         text = str(error) or type(error).__name__
@@ -205,6 +211,25 @@ def _safe_unpickle(data: bytes, source: str) -> object:
         else:
             raise ModelError(f"{source}: not a readable PyTorch weights file: {_reason(text)}") from None
     raise ModelError(f"{source}: refused and not run, because {reason}: ask its author for safetensors")
+
+
+def check_archive(file: IO[bytes] | Path) -> None:
+    """Compare the checksums in one of torch's archives, which torch itself does not.
+
+    Raises ValueError for a damaged member. Files of the format before archives have none, and writers may leave
+    them out (0).
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            if member.CRC and member.compress_type == zipfile.ZIP_STORED:
+                try:
+                    with archive.open(member) as content:
+                        while content.read(1 << 20):
+                            pass
+                except zipfile.BadZipFile:
+                    raise ValueError(f"{member.filename} in it is damaged") from None
 
 
 def _reason(text: str) -> str:

@@ -31,7 +31,7 @@ def load_model(ref: str | Path, store: Store | str | Path | None = None, *, scal
         return _from_python(Path(found["file"]), found["name"], int(found["scale"]))
     if text.endswith(".py"):
         raise InputError(f"{text}: give a Python file as FILE.py:NAME:SCALE; its load(NAME, SCALE) is called")
-    if is_weights_file(text):
+    if is_weights_file(text) or (os.sep in text and Path(text).is_file()):
         return _from_file(text)
     if "/" in text or os.sep in text or (Path(text) / "model.json").is_file():
         return _from_folder(text)

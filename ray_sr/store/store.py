@@ -344,7 +344,7 @@ class Store:
     def _check_name(self, name: str) -> None:
         if not re.fullmatch(NAME_PATTERN, name) or len(name) > 64:
             raise ModelError(f"{name!r} cannot name a model: use up to 64 letters, digits, dots, - and _")
-        if name == BUILT_IN or is_weights_file(name) or name.endswith(".py"):
+        if has_another_meaning(name):
             raise ModelError(f"{name!r} cannot name a model: it means something else already")
 
     def _check_free(self, name: str, channel: str | None) -> None:
@@ -388,6 +388,11 @@ class Store:
         make_folder(self._filesystem, self._path)
         with locked(f"{self._path}/.lock", f"the model store {self.root}"):
             yield
+
+
+def has_another_meaning(name: str) -> bool:
+    """Whether MODEL means something else by this word: a weights file, a Python file, or what is built in."""
+    return name == BUILT_IN or is_weights_file(name) or name.endswith(".py")
 
 
 def _load_published(filesystem: pafs.FileSystem, folder: str, record: ModelRecord) -> Model:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ray_sr.errors import ModelError, RecipeError
 from ray_sr.models import build_discriminator, build_generator
-from ray_sr.models.weights import encode_weights, load_strict
+from ray_sr.models.weights import check_archive, encode_weights, load_strict
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line
@@ -214,11 +214,9 @@ class TrainState:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `Snapshot.write` put there. torch does not compare the checksums of its own archives."""
+    """What `Snapshot.write` put there."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if broken := archive.testzip():
-                raise ValueError(f"{broken} is damaged")
+        check_archive(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise DamagedCheckpointError(f"{path}: not a readable checkpoint: {first_line(error)}") from None

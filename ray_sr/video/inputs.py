@@ -37,6 +37,16 @@ def split_inputs(inputs: Sequence[str]) -> tuple[list[str], list[str]]:
     return photos, list(dict.fromkeys(moving))
 
 
+def check_photos_output(photos: Sequence[str], output: str | None) -> None:
+    """Raises RecipeError where photos are to become a clip."""
+    suffix = os.path.splitext(output or "")[1].lower()
+    if output is None or suffix not in CLIP_SUFFIXES or os.path.isdir(output):
+        return
+    still = [name for name in photos if os.path.splitext(name)[1].lower() not in CLIP_SUFFIXES]
+    if still:
+        raise RecipeError(f"{output} names a clip, {still[0]} is none: name a folder, or a picture such as .png")
+
+
 def is_moving(path: str) -> bool:
     """Whether this is a clip or an animation: by its name, and for WebP and PNG by what the file says."""
     suffix = os.path.splitext(path)[1].lower()

@@ -289,15 +289,124 @@ def test_a_layout_that_spandrel_alone_knows_is_imported_as_it_is_upscaled(
     assert published.module(photo(9, 7)).shape[-2:] == (18, 14)
 
 
+@pytest.mark.parametrize(
+    ("stem", "close"),
+    [
+        ("4x Ultra Sharp", "4x-Ultra-Sharp"),
+        ("bicubic", "my-bicubic"),
+        ("x4.ckpt", "my-x4-ckpt"),
+        ("модель", "NAME"),
+    ],
+)
 def test_a_name_that_cannot_be_one_of_a_model_asks_for_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stem: str, close: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "4x Ultra Sharp.pth"
+    file = tmp_path / f"{stem}.pth"
     torch.save({"params": compact()[0]}, file)
     code, _, err = run("models", "import", str(file), "--store", str(tmp_path / "store"), capsys=capsys)
     assert code == 2
-    assert "'4x Ultra Sharp' cannot name a model" in err
-    assert "--name 4x-Ultra-Sharp" in err
+    assert f"{stem!r} cannot name a model" in err
+    assert f"--name {close}" in err
+
+
+CONTAINERS: dict[str, Callable[[State], Any]] = {
+    "a name of its own beside numbers": lambda s: {"weights_of_mine": s, "epoch": 3, "step": torch.tensor(7)},
+    "upper case": lambda s: {"PARAMS-EMA": s, "iter": 1},
+    "averaged before the others": lambda s: {"g": {k: v * 0 for k, v in s.items()}, "g_ema": s},
+    "a GAN's training": lambda s: {
+        "netG": s,
+        "netD": {"conv0.weight": torch.ones(4, 3, 3, 3)},
+        "optim_g": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]},
+    },
+    "in one another": lambda s: {"checkpoint": {"generator": {"state_dict": s}}},
+    "Lightning, with its loss": lambda s: {
+        "state_dict": {**prefixed("net_g.", s), "loss.vgg.0.weight": torch.ones(4, 3, 3, 3)},
+        "epoch": 1,
+    },
+    "one name before all keys": lambda s: prefixed("network.module.", s),
+    "averaged under its own name": lambda s: {**prefixed("model.", other(s)), **prefixed("ema_model.", s)},
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_containers_of_other_trainers_are_opened(kind: str, tmp_path: Path) -> None:
+    state = compact()[0]
+    torch.save(CONTAINERS[kind](state), tmp_path / "net.pth")
+    found = load_model(str(tmp_path / "net.pth")).module.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_of_two_generators_none_is_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"one": compact()[0], "two": compact()[0]}, tmp_path / "net.pth")
+    assert "which of one, two is the generator is not known" in refused(tmp_path / "net.pth", capsys)
+
+
+def test_what_only_spandrel_knows_may_have_a_name_before_its_keys(tmp_path: Path) -> None:
+    pytest.importorskip("spandrel", reason="needs the optional spandrel: pip install ray-sr[foreign]")
+    torch.save({"state_dict": prefixed("net_g.", kair(1)), "epoch": 1}, tmp_path / "net.ckpt")
+    assert load_model(str(tmp_path / "net.ckpt")).capability.scale == 2
+
+
+@pytest.mark.parametrize("scale", [1, 2, 8])
+def test_first_names_of_esrgan_are_imported_at_every_scale(
+    scale: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("spandrel", reason="needs the optional spandrel: pip install ray-sr[foreign]")
+    steps = scale.bit_length() - 1
+    last = 3 * steps + 2
+    shapes = {"model.0": (8, 3), "model.1.sub.1": (8, 8), f"model.{last}": (8, 8), f"model.{last + 2}": (3, 8)}
+    shapes |= {f"model.{3 * step + 3}": (8, 8) for step in range(steps)}
+    for dense in ("RDB1", "RDB2", "RDB3"):
+        for i in range(1, 6):
+            shapes[f"model.1.sub.0.{dense}.conv{i}.0"] = (32 if i < 5 else 8, 8 + 32 * (i - 1))
+    file, store = tmp_path / "old.pth", str(tmp_path / "store")
+    torch.save(random_state(shapes), file)
+    code, _, err = run("models", "import", str(file), "--store", store, capsys=capsys)
+    assert code == 0, err
+    published, direct = load_model("old", store), load_model(str(file))
+    assert published.capability.scale == scale
+    with torch.inference_mode():
+        assert torch.equal(published.module(photo(9, 11)), direct.module(photo(9, 11)))
+
+
+def test_a_file_of_weights_may_have_any_name(tmp_path: Path) -> None:
+    torch.save(compact()[0], tmp_path / "pytorch_model.bin")
+    assert load_model(str(tmp_path / "pytorch_model.bin")).capability.scale == 2
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_damage_that_torch_does_not_see_is_named(
+    checksums: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch opens an archive without comparing its checksums; they may be left out, which is no damage."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        torch.save(compact()[0], tmp_path / "net.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert (tmp_path / "net.pth").is_file()
+    data = bytearray((tmp_path / "net.pth").read_bytes())
+    place = data.find(compact()[0]["body.0.weight"].numpy().tobytes())
+    assert place > 0
+    assert load_model(str(tmp_path / "net.pth")).capability.scale == 2
+    data[place + 1] ^= 1
+    (tmp_path / "net.pth").write_bytes(data)
+    torch.load(tmp_path / "net.pth", weights_only=True)
+    if checksums:
+        assert "data/0 in it is damaged" in refused(tmp_path / "net.pth", capsys)
+
+
+@pytest.mark.parametrize("suffix", [".SafeTensors", ".ONNX"])
+def test_exports_are_named_in_any_case(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if suffix == ".ONNX":
+        pytest.importorskip("onnxscript", reason="needs onnx: pip install ray-sr[onnx]")
+    torch.save(compact()[0], tmp_path / "net.pth")
+    file = tmp_path / f"net{suffix}"
+    code, _, err = run("models", "export", str(tmp_path / "net.pth"), "-o", str(file), capsys=capsys)
+    assert code == 0, err
+    assert file.stat().st_size > 100
 
 
 def test_a_discriminator_is_no_generator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
