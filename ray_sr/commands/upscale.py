@@ -314,10 +314,12 @@ def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], wo
 
     photos, moving = request.split()
     planned = _plan_moving(moving, len(photos.photos), loaded.capability.scale)
+    planned += (inside := _moving_below(request, loaded))
     connect_ray()
+    options = request.options
     common: dict[str, Any] = {
         "wanted": request.wanted,
-        "options": request.options,
+        "options": options if options.existing == "overwrite" else replace(options, existing="skip"),
         "engine_options": engine_options,
         "workers": workers,
         "dry_run": request.dry_run,
@@ -325,10 +327,21 @@ def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], wo
     }
     summary = Summary((), 0.0)
     if photos.photos:
-        summary = upscale_archive(photos.photos, str(request.output), loaded, **common)
+        apart = {os.path.abspath(job.source) for job in inside}
+        summary = upscale_archive(photos.photos, str(request.output), loaded, apart=apart, **common)
     if planned:
         from ray_sr.video.on_ray import upscale_clips_on_ray
 
         common |= {"choices": request.clip_choices, "report": _tell(request)}
         summary = summary.and_then(upscale_clips_on_ray(planned, loaded, **common))
     return summary
+
+
+def _moving_below(request: _Request, loaded: Model) -> list[MovingJob]:
+    """What moves in folders that the nodes of a cluster share; none where results go into a bucket."""
+    from ray_sr.upscaling import Engine
+    from ray_sr.video.inputs import plan_below
+
+    moving = _moving(request, Engine(loaded.module, loaded.capability, device="cpu"), loaded)
+    output = str(request.output)
+    return [] if moving is None or "://" in output else plan_below(request.photos, output, moving)

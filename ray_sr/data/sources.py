@@ -78,6 +78,29 @@ def find_photos(places: Sequence[str], passed_over: Notes | None = None) -> list
     return sorted(found.values(), key=lambda photo: (photo.name, photo.uri))
 
 
+def find_others(place: str) -> list[str]:
+    """Paths of the files in a folder that no photo is read from, by their names; hidden ones and our own apart.
+
+    Empty for what is no folder or cannot be listed, which `find_photos` tells.
+    """
+    if not _is_utf8(place) or glob.has_magic(place):
+        return []
+    filesystem, path = open_filesystem(place)
+    try:
+        if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+            return []
+        infos = _infos(filesystem, path, [])
+    except (OSError, pa.ArrowException):
+        return []
+    ours, found = _shard_folders(infos), []
+    for info in infos:
+        name = PurePosixPath(info.path).relative_to(path)
+        told = any(_is_hidden(part) for part in name.parts) or info.path.rpartition("/")[0] in ours
+        if not told and name.suffix.lower() not in (*SUFFIXES, PARQUET):
+            found.append(info.path)
+    return sorted(found)
+
+
 def read_photo_bytes(photo: PhotoFile) -> bytes:
     """The encoded photo. Raises OSError as pyarrow gives it; cheapest for neighbouring rows of a Parquet file."""
     file, mark, row = photo.uri.rpartition(f"{PARQUET}#")

@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ from pyarrow import fs as pafs
 from tqdm import tqdm
 
 from ray_sr.cluster import capacity, require_shared
-from ray_sr.data.sources import PhotoFile, find_photos, read_photo_bytes
+from ray_sr.data.sources import PhotoFile, find_others, find_photos, read_photo_bytes
 from ray_sr.errors import ClusterError, InputError, RecipeError, ResourceError
 from ray_sr.images import SUFFIXES
 from ray_sr.progress import Progress
@@ -85,12 +85,14 @@ def upscale_archive(
     workers: int | None = None,
     dry_run: bool = False,
     quiet: bool = False,
+    apart: Collection[str] = (),
 ) -> Summary:
     """Upscales every photo of folders, patterns, files and URIs into `output`; Ray must be running.
 
     Results keep the structure of their folders, which are always searched to the bottom. Those that are there
     are skipped, unless `options.existing` is "overwrite". engine_options: of `Engine`. workers: engines; by
-    default one for each GPU of the cluster, else one for each node.
+    default one for each GPU of the cluster, else one for each node. apart: absolute paths that are taken care of
+    elsewhere; what else is no photo is named as passed over.
     Raises RecipeError for options that do not fit or an output that was made otherwise, ResourceError where
     the output cannot be written, ClusterError where Ray fails; failing photos are in the summary.
     """
@@ -98,9 +100,10 @@ def upscale_archive(
     engine_options = engine_options or {}
     wanted, options = wanted or TargetSize(), options or FileOptions()
     Engine(model.module, model.capability, **{**engine_options, "device": "cpu"})  # raises for wrong options here
-    plan = _plan(places, output, model, wanted, options, bool(engine_options.get("ensemble")))
+    plan = _plan(places, output, model, wanted, options, bool(engine_options.get("ensemble")), apart)
+    others = _passed_over(places, output, apart)
     if dry_run:
-        return Summary((*plan.known, *plan.todo), time.perf_counter() - begin)
+        return Summary((*plan.known, *plan.todo), time.perf_counter() - begin, others)
     for result in plan.known:
         if result.status == "failed":
             print(result, file=sys.stderr)
@@ -116,14 +119,20 @@ def upscale_archive(
             manifest.add(result)
     finally:
         manifest.write()
-    return Summary(manifest.results, time.perf_counter() - begin)
+    return Summary(manifest.results, time.perf_counter() - begin, others)
 
 
 # What is to be done ---------------------------------------------------------------------------------------
 
 
 def _plan(
-    places: Sequence[str], output: str, model: Model, wanted: TargetSize, options: FileOptions, ensemble: bool
+    places: Sequence[str],
+    output: str,
+    model: Model,
+    wanted: TargetSize,
+    options: FileOptions,
+    ensemble: bool,
+    apart: Collection[str],
 ) -> ArchivePlan:
     suffix = wanted.suffix(model.capability.scale) if options.suffix is None else options.suffix
     _check_names(output, suffix)
@@ -137,13 +146,20 @@ def _plan(
     before = _earlier(filesystem, folder, made_with, overwrite)
     known: list[FileResult] = []
     todo: list[FileResult] = []
-    for result in _results(places, _plain(output), ending):
+    for result in _results(places, _plain(output), ending, apart):
         if result.status == "failed" or result.target not in there or overwrite:
             (known if result.status == "failed" else todo).append(result)
         else:
             done = before.get(result.target, result)
             known.append(replace(done, status="skipped", reason="the result is there already"))
     return ArchivePlan(output, wanted, options, made_with, tuple(todo), tuple(known), strays)
+
+
+def _passed_over(places: Sequence[str], output: str, apart: Collection[str]) -> tuple[str, ...]:
+    """Files of the folders that nothing is read from, except what lies in the output."""
+    base, found = _plain(output), dict.fromkeys(path for place in places for path in find_others(place))
+    bare = base.partition("://")[2] or base
+    return tuple(path for path in found if path not in apart and not path.startswith(f"{bare}/"))
 
 
 def _check_names(output: str, suffix: str) -> None:
@@ -153,7 +169,7 @@ def _check_names(output: str, suffix: str) -> None:
         raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold /")
 
 
-def _results(places: Sequence[str], output: str, ending: str) -> Iterator[FileResult]:
+def _results(places: Sequence[str], output: str, ending: str, apart: Collection[str]) -> Iterator[FileResult]:
     """A planned result, its target below the output, for each photo; a failed one where that cannot be.
 
     Results of earlier runs that were found in a folder are passed over: those of this run's names, and on local
@@ -164,8 +180,11 @@ def _results(places: Sequence[str], output: str, ending: str) -> Iterator[FileRe
     for place in places:
         try:
             for photo in find_photos([place]):
-                found.setdefault(photo.uri, (photo, place))
+                if photo.uri not in apart:
+                    found.setdefault(photo.uri, (photo, place))
         except InputError as error:
+            if any(path.startswith(f"{_plain(place)}/") for path in apart):
+                continue  # a folder of clips alone
             yield FileResult(place, None, "failed", str(error).removeprefix(f"{place}: "))
     targets = {_target(photo, ending) for photo, _ in found.values()}
     taken: dict[str, str] = {}

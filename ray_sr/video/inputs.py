@@ -12,7 +12,10 @@ from typing import Any
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions
-from ray_sr.upscaling.record import FileState
+from ray_sr.upscaling.finding import FoundPhoto, walk_photos
+from ray_sr.upscaling.moving import Moving
+from ray_sr.upscaling.naming import place_results
+from ray_sr.upscaling.record import FileState, ResultRecords
 from ray_sr.upscaling.results import FileResult
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.video.animations import upscale_animation
@@ -85,6 +88,8 @@ def plan_moving(
     Clips keep their container where results can have it, else .mkv, which holds any sound; animations theirs,
     or what `format` says. Raises RecipeError where that cannot be.
     """
+    if output is not None and "://" in output:
+        raise RecipeError(f"{output}: clips and animations go into a folder, with --ray one that all nodes reach")
     file = _output_file(output)
     if file and len(inputs) + others != 1:
         raise RecipeError(f"{file} names one file, but there are {len(inputs) + others}: name a folder")
@@ -193,6 +198,21 @@ def refused(job: MovingJob, error: RecipeError) -> ClipResult:
     for name in names:
         told = told.removeprefix(f"{name}: ")
     return ClipResult(*names, "failed", told)
+
+
+def plan_below(places: Sequence[str], output: str, moving: Moving) -> list[MovingJob]:
+    """What moves in the local folders among the places, to the bottom; results keep the folders' structure."""
+    inner, records = os.path.realpath(output), ResultRecords()
+    found: list[FoundPhoto] = []
+    for place in places:
+        if os.path.isdir(place):
+            left_out = None if inner == os.path.realpath(place) else inner
+            found += [
+                one for one in walk_photos(Path(place), True, left_out, moving) if one.moves and not one.problem
+            ]
+    found = [one for one in found if not records.is_result(one.path)]
+    placed = place_results(found, Path(output), lambda one: moving.ending(one.path), None)
+    return [MovingJob(one.path, target) for one, target in placed]
 
 
 class MovingInFolders:

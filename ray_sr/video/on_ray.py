@@ -6,9 +6,11 @@ goes on, here or there, with the segments that are done.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ray_sr.cluster import require_shared
@@ -19,11 +21,13 @@ from ray_sr.store import Model
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions
 from ray_sr.upscaling.on_ray import engine_resources
+from ray_sr.upscaling.record import FileState, ResultRecord
 from ray_sr.upscaling.results import FileResult
 from ray_sr.upscaling.target_size import TargetSize
+from ray_sr.video.animations import upscale_animation
 from ray_sr.video.clip import Segment
 from ray_sr.video.clips import ClipPlan, run_clip
-from ray_sr.video.inputs import MovingJob, clip_options
+from ray_sr.video.inputs import MovingJob, clip_options, refused
 from ray_sr.video.journal import Journal
 from ray_sr.video.options import ClipResult
 from ray_sr.video.rendering import FrameUpscaler, render_segments
@@ -42,14 +46,13 @@ def upscale_clips_on_ray(
     quiet: bool = False,
     report: Callable[[FileResult], None] = lambda result: None,
 ) -> Iterator[ClipResult]:
-    """Upscales clips one after the other, each on the whole cluster; Ray must be running.
+    """Upscales animations, each on one node, and clips one after the other, each on the whole cluster.
 
-    Sources and results lie in folders that all nodes reach. Options as for `ray_sr.video.inputs.upscale_moving`
-    and `ray_sr.upscaling.on_ray.upscale_archive`. Raises ClusterError where Ray fails.
+    Ray must be running. Sources and results lie in folders that all nodes reach. Options as for
+    `ray_sr.video.inputs.upscale_moving` and `ray_sr.upscaling.on_ray.upscale_archive`. Raises ClusterError where
+    Ray fails.
     """
     chosen = clip_options(options, **choices)
-    if animations := [job.source for job in jobs if job.is_animation]:
-        raise RecipeError(f"{animations[0]}: animations are made on one machine: leave out --ray")
     engine = Engine(model.module, model.capability, **{**engine_options, "device": "cpu"})  # checks the options
 
     def render(
@@ -59,22 +62,35 @@ def upscale_clips_on_ray(
 
     settings = {"precision": engine.precision, "ensemble": engine.ensemble}
     made_by = {"model": f"{model.name}@{model.version}", "scale": engine.scale, "device": _device(engine_options)}
+    common: dict[str, Any] = {"wanted": wanted, "options": chosen, "quiet": quiet}
+    if dry_run:
+        yield from (ClipResult(str(job.source), str(job.target), "planned") for job in jobs)
+        return
+    states = {job: FileState.of(job.source) for job in jobs}
+    if animations := [job for job in jobs if job.is_animation]:
+        for job, result in _animations(animations, model, engine_options, workers, common):
+            _note(job, states[job], result)
+            report(result)
+            yield result
     for job in jobs:
-        if dry_run:
-            yield ClipResult(str(job.source), str(job.target), "planned")
+        if job.is_animation:
             continue
-        result = run_clip(
-            job.source.absolute(),
-            job.target.absolute(),
-            engine.scale,
-            render,
-            {**made_by, **settings},
-            wanted=wanted,
-            options=chosen,
-            quiet=quiet,
-        )
+        places = job.source.absolute(), job.target.absolute()
+        try:
+            result = run_clip(*places, engine.scale, render, {**made_by, **settings}, **common)
+        except RecipeError as error:
+            if len(jobs) == 1:
+                raise
+            result = refused(job, error)
+        _note(job, states[job], result)
         report(result)
         yield result
+
+
+def _note(job: MovingJob, state: FileState | None, result: ClipResult) -> None:
+    """A result beside its source is none of the sources of the next run over their folder."""
+    if result.status == "done" and state is not None:
+        ResultRecord(job.target.parent).add(job.target, job.source, state)
 
 
 def _device(engine_options: dict[str, Any]) -> str:
@@ -127,6 +143,73 @@ def _render(
         "frames_reused": totals["frames_reused"] / max(1, totals["frames"]),
         "tiles_reused": totals["tiles_reused"] / max(1, totals["tiles"]),
     }
+
+
+def _animations(
+    jobs: Sequence[MovingJob],
+    model: Model,
+    engine_options: dict[str, Any],
+    workers: int | None,
+    common: dict[str, Any],
+) -> Iterator[tuple[MovingJob, ClipResult]]:
+    """Has each animation made by one node, as its frames build on each other; in the order that they are done."""
+    import ray
+
+    there = [str(job.source.absolute()) for job in jobs if job.source.is_file()]
+    for job in jobs:
+        try:
+            job.target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(f"{job.target.parent}: cannot be made ({error.strerror or error})") from None
+    require_shared(*there[:1], str(jobs[0].target.absolute().parent))
+    resources, count = engine_resources(workers, str(engine_options.get("device", "auto")), len(jobs))
+    places = [(str(job.source.absolute()), str(job.target.absolute())) for job in jobs]
+    rows = [{"number": number, "source": place[0], "target": place[1]} for number, place in enumerate(places)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Animator,
+        fn_constructor_kwargs={
+            "model": ray.put((model.module, model.capability)),
+            "name": f"{model.name}@{model.version}",
+            "engine_options": engine_options,
+            "common": {**common, "quiet": True},
+            "gpu": bool(resources.get("num_gpus")),
+        },
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=count),
+        **resources,
+    )
+    try:
+        for row in dataset.iter_rows():
+            job, fields = jobs[row["number"]], json.loads(row["result"])
+            named = {"source": str(job.source), "target": str(job.target), "warnings": tuple(fields["warnings"])}
+            yield job, ClipResult(**{**fields, **named})
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the animations' job failed: {first_line(error)}; --resume goes on with it") from None
+
+
+class _Animator:
+    """The actor: holds an engine and makes animations."""
+
+    def __init__(
+        self, model: Any, name: str, engine_options: dict[str, Any], common: dict[str, Any], gpu: bool
+    ) -> None:
+        import ray
+
+        module, capability = ray.get(model)
+        device = engine_options.get("device", "auto") if gpu else "cpu"
+        self._engine = Engine(module, capability, **{**engine_options, "device": device})
+        self._common = {**common, "model": name}
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        couples = zip(batch["source"].tolist(), batch["target"].tolist(), strict=True)
+        made = [self._one(MovingJob(Path(source), Path(target))) for source, target in couples]
+        return {"number": batch["number"].tolist(), "result": [json.dumps(asdict(result)) for result in made]}
+
+    def _one(self, job: MovingJob) -> ClipResult:
+        try:
+            return upscale_animation(job.source, job.target, self._engine, **self._common)
+        except RecipeError as error:
+            return refused(job, error)
 
 
 class _Renderer:

@@ -195,6 +195,7 @@ def test_a_watched_folder_takes_clips_and_animations_once(engine: Engine, tmp_pa
     assert [Path(file.source).name for file in second.summary.files] == ["new.gif"]
 
 
+@pytest.mark.nightly
 def test_a_watch_that_was_killed_goes_on_within_a_clip(tmp_path: Path) -> None:
     photos, out = tmp_path / "in", tmp_path / "out"
     photos.mkdir()
