@@ -107,6 +107,7 @@ def upscale(
     that are there are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, photos are
     taken when their size and time have been at rest for two seconds, once, also over restarts.
     """
+    output = PIPE if output is not None and _is_stdout(output) else output
     clip_choices = {"codec": codec, "crf": crf, "resume": resume}
     request = _Request(
         photos, output, _wanted(choices), _options(choices, resume), dry_run, as_json, watch, clip_choices
@@ -299,6 +300,11 @@ def _plan_moving(request: _Request, others: int, scale: int) -> list[MovingJob]:
 def _tell(request: _Request) -> Callable[[FileResult], None]:
     """Says what became of a clip: of failures always."""
     return lambda result: note(str(result)) if result.status == "failed" or not request.quiet else None
+
+
+def _is_stdout(output: str) -> bool:
+    """Whether this is another name of standard output: /dev/stdout, /dev/fd/1, /proc/self/fd/1."""
+    return os.path.abspath(output) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def _is_pipe(photo: str) -> bool:

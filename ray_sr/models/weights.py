@@ -85,14 +85,20 @@ def save_weights(
 
 
 def load_generator(path: str | Path, network: NetworkSpec | None = None) -> tuple[Generator, NetworkSpec | None]:
-    """A generator ready to run (evaluation mode, float32, CPU) from any weights file.
+    """The generator in a weights file (path or URI): see `decode_generator`. InputError for a missing file."""
+    return decode_generator(read_weights(path), str(path), network)
+
+
+def decode_generator(
+    data: bytes, source: str, network: NetworkSpec | None = None
+) -> tuple[Generator, NetworkSpec | None]:
+    """A generator ready to run (evaluation mode, float32, CPU) from the bytes of any weights file.
 
     `network` overrides what the file says, for files that do not tell. What is none of our layouts is loaded by
-    spandrel where that is installed; the network is None where it cannot be built from options alone. Raises
-    InputError for a missing file, ModelError for a corrupt, unsafe or unknown one.
+    spandrel where that is installed; the network is None where it cannot be built from options alone. `source`
+    names the file in errors. Raises ModelError for a corrupt, unsafe or unknown one.
     """
-    source = str(path)
-    content = decode_weights(_read(path), source)
+    content = decode_weights(data, source)
     try:
         found = _identify(content, network, source)
         if found is not None:
@@ -161,7 +167,7 @@ def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
     Raises InputError for a missing file, ModelError for a damaged one.
     """
     source = str(path)
-    data = _read(path)
+    data = read_weights(path)
     if source.lower().endswith(".safetensors"):
         return _decode_safetensors(data, source).state
     content = _safe_unpickle(data, source)
@@ -169,10 +175,12 @@ def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
     return find_state(inner if isinstance(inner, dict) else content, source)
 
 
-def _read(path: str | Path) -> bytes:
-    filesystem, inside = open_filesystem(path)
+def read_weights(path: str | Path) -> bytes:
+    """The bytes of a weights file, a URI, or a pipe that has a name. Raises InputError."""
     try:
-        return read_file(filesystem, inside)
+        if Path(path).is_fifo():  # cannot be gone back in, as pyarrow does
+            return Path(path).read_bytes()
+        return read_file(*open_filesystem(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such weights file") from None
     except (OSError, pa.ArrowException) as error:

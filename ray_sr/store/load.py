@@ -10,8 +10,8 @@ from pathlib import Path
 from ray_sr.errors import InputError
 from ray_sr.models import Bicubic
 from ray_sr.models.foreign import from_python_file
-from ray_sr.models.weights import is_weights_file, load_generator
-from ray_sr.storage import open_filesystem, read_file
+from ray_sr.models.weights import decode_generator, is_weights_file, read_weights
+from ray_sr.storage import open_filesystem
 from ray_sr.store.store import BUILT_IN, Model, Store, _load_published, _read_record
 
 # ------------------------------------------------------------------------------------------- loading
@@ -31,7 +31,7 @@ def load_model(ref: str | Path, store: Store | str | Path | None = None, *, scal
         return _from_python(Path(found["file"]), found["name"], int(found["scale"]))
     if text.endswith(".py"):
         raise InputError(f"{text}: give a Python file as FILE.py:NAME:SCALE; its load(NAME, SCALE) is called")
-    if is_weights_file(text) or (os.sep in text and Path(text).is_file()):
+    if is_weights_file(text) or (os.sep in text and (Path(text).is_file() or Path(text).is_fifo())):
         return _from_file(text)
     if "/" in text or os.sep in text or (Path(text) / "model.json").is_file():
         return _from_folder(text)
@@ -50,9 +50,9 @@ def _from_python(file: Path, name: str, scale: int) -> Model:
 
 
 def _from_file(path: str) -> Model:
-    module, network = load_generator(path)
-    filesystem, inside = open_filesystem(path)
-    version = hashlib.sha256(read_file(filesystem, inside)).hexdigest()[:12]
+    data = read_weights(path)
+    module, network = decode_generator(data, path)
+    version = hashlib.sha256(data).hexdigest()[:12]
     return Model(Path(path).stem, version, network, module, module.capability)
 
 

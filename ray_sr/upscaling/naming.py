@@ -118,6 +118,15 @@ def check_names(
         raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold {os.sep}")
     if output is not None and not os.path.isdir(output):
         _check_output_name(os.fspath(output), format)
+        _check_kind(os.fspath(output))
+
+
+def _check_kind(output: str) -> None:
+    """Raises RecipeError for what is there, and neither a file that is replaced nor a folder."""
+    suffix = Path(output).suffix.lower()
+    if os.path.exists(output) and not (suffix in WRITTEN_SUFFIXES and os.path.isfile(output)):
+        what = "a file and no folder" if os.path.isfile(output) else "neither a file nor a folder"
+        raise RecipeError(f"{output}: is {what}: name a folder, a picture such as big.png, or - for stdout")
 
 
 def _check_output_name(output: str, format: str | None) -> None:

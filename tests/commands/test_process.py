@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ray_sr.errors import ModelError
 from ray_sr.images import write_bytes
+from ray_sr.models.weights import encode_weights
+from ray_sr.recipes.reader import load_recipe, recipe_yaml
 from ray_sr.storage.local import remove_leftovers, written_aside
+from ray_sr.store import load_model
+from ray_sr.store.store import SHIPPED
 from tests.photos import noise
 
 UPSCALE = f"{sys.executable} -m ray_sr.cli upscale -n bicubic -s 2"
@@ -39,6 +47,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
         f"{UPSCALE} a.png -o b.png <&- >&- 2>&-",
         f"{UPSCALE} <(cat a.png) -o - > b.png",
         f"mkfifo p; cat a.png > p & {UPSCALE} p -o b.png",
+        f"{UPSCALE} a.png -o /dev/stdout | cat > b.png",
     ],
 )
 def test_closed_streams_and_named_pipes_change_nothing(command: str, photo: Path) -> None:
@@ -51,11 +60,40 @@ def test_closed_streams_and_named_pipes_change_nothing(command: str, photo: Path
     assert not list(photo.parent.glob(".*.part"))
 
 
+def test_recipes_and_weights_come_by_pipes_too(tmp_path: Path) -> None:
+    def piped(data: bytes) -> Iterator[Path]:
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+        writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+        writer.start()
+        yield pipe
+        writer.join()
+        pipe.unlink()
+
+    for pipe in piped(recipe_yaml(load_recipe("light-x2")).encode()):
+        assert load_recipe(str(pipe)) == load_recipe("light-x2")
+    whole = load_model("light-x2", SHIPPED)
+    assert whole.network is not None
+    for pipe in piped(encode_weights(whole.module.state_dict(), whole.network)):
+        with pytest.raises(ModelError, match="not a readable PyTorch weights file"):
+            load_model(str(pipe))  # whose name says nothing of safetensors
+    buffer = io.BytesIO()
+    torch.save({"params": {f"body.{i}.weight": torch.ones(shape) for i, shape in SHAPES.items()} | BIASES}, buffer)
+    for pipe in piped(buffer.getvalue()):
+        assert load_model(str(pipe)).capability.scale == 2
+
+
+SHAPES = {0: (5, 3, 3, 3), 1: (5,), 2: (5, 5, 3, 3), 3: (5,), 4: (12, 5, 3, 3)}
+BIASES = {f"body.{i}.bias": torch.zeros(SHAPES[i][0]) for i in (0, 2, 4)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
         (f"{UPSCALE} a.png -o - >&-", 2, b"-o -: stdout is closed: name a file"),
+        (f"{UPSCALE} a.png -o /dev/full", 2, b"/dev/full: is neither a file nor a folder"),
+        (f"touch notes; {UPSCALE} a.png -o notes", 2, b"notes: is a file and no folder: name a folder"),
         (f"{UPSCALE} a.png -o - > /dev/full", 4, b"cannot be written to stdout: No space left on device"),
         (f"{sys.executable} -m ray_sr.cli recipes list > /dev/full", 4, b"cannot be written to stdout"),
         (f"{UPSCALE} <(cat a.png) <(cat a.png) -o out", 3, b"not a regular file"),

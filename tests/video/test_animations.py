@@ -18,7 +18,7 @@ from ray_sr.models import Bicubic
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.video.animations import RAW, upscale_animation
 from ray_sr.video.apng import write_apng
-from ray_sr.video.inputs import is_moving, plan_moving, split_inputs
+from ray_sr.video.inputs import check_photos_output, is_moving, plan_moving, split_inputs
 from ray_sr.video.options import ClipOptions, ClipResult
 
 DURATIONS = [100, 40, 250, 20, 70, 1000]
@@ -224,6 +224,15 @@ def test_what_moves_is_told_from_photos_by_what_the_file_says(tmp_path: Path) ->
     photos, found = split_inputs([str(tmp_path / "*.png"), str(tmp_path / "s.webp"), str(tmp_path / "gone.mp4")])
     assert photos == [str(tmp_path / name) for name in ("s.png", "s.webp", "gone.mp4")]
     assert found == [str(tmp_path / "m.png")]
+
+
+def test_a_photo_becomes_no_clip(tmp_path: Path) -> None:
+    (tmp_path / "v1.mov").mkdir()
+    check_photos_output(["a.png"], str(tmp_path / "v1.mov"))  # a folder, whatever its name
+    check_photos_output(["gone.mp4"], str(tmp_path / "big.mp4"))
+    for name in ("big.mp4", "big.MKV", "big.avi"):
+        with pytest.raises(RecipeError, match=r"names a clip, a\.png is none"):
+            check_photos_output(["gone.mp4", "a.png"], str(tmp_path / name))
 
 
 def test_results_are_named_like_those_of_photos(tmp_path: Path) -> None:
