@@ -16,8 +16,8 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
     "models",
     metavar="MODEL",
     multiple=True,
-    help="Model to serve, repeatable; the first is the default one (default: channel `best`, else "
-    "the newest published).",
+    help="Model to serve, repeatable; the first is the default one (default: all at hand, loaded "
+    "when first asked for; `best` or the newest published for those who name none).",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
@@ -59,7 +59,14 @@ def serve(
     model, *further = models or (chosen_model(None, store),)
     chosen = [chosen_model(name, store) for name in (model, *further)]
     serve_forever(
-        checked_options(model=chosen[0], further_models=chosen[1:], store=store, max_replicas=replicas, **options),
+        checked_options(
+            model=chosen[0],
+            further_models=chosen[1:],
+            all_models=not models,
+            store=store,
+            max_replicas=replicas,
+            **options,
+        ),
         host=host,
         port=port,
         insecure=insecure,

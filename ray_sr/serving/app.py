@@ -17,7 +17,7 @@ from ray_sr.errors import ResourceError
 from ray_sr.serving.ingress import Ingress
 from ray_sr.serving.job_owner import JobOwner
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.replica import GeneratorReplica
+from ray_sr.serving.replica import AllModelsReplica, GeneratorReplica
 from ray_sr.serving.schemas import JOB_OWNER
 
 _INGRESS_TARGET = 32  # requests under way at an ingress replica, most of which wait
@@ -64,7 +64,8 @@ def build(args: ServiceOptions | Mapping[str, Any]) -> Application:
     generators = []
     for number, model in enumerate(options.models, 1):
         name = "Generator" if number == 1 else f"Generator{number}"
-        generators.append(serve.deployment(name=name, **settings)(GeneratorReplica).bind(options, model))
+        replica = AllModelsReplica if options.all_models else GeneratorReplica
+        generators.append(serve.deployment(name=name, **settings)(replica).bind(options, model))
     return assemble(options, *generators)
 
 

@@ -26,6 +26,7 @@ class EncodeSettings:
     lossless: bool
     background: tuple[int, int, int]
     metadata: Metadata
+    denoise: float | None = None
 
 
 @dataclass(frozen=True)

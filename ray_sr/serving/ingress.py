@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 from ray_sr import __version__
 from ray_sr.serving import archives, job_routes, page, problems
 from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState, check_request
+from ray_sr.serving.catalogues import catalogue_of
 from ray_sr.serving.job_client import JobClient
 from ray_sr.serving.job_storage import JobStorage, jobs_location
 from ray_sr.serving.options import JobQuery, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import picture_document, picture_headers
-from ray_sr.serving.router import catalogue_of
 from ray_sr.serving.schemas import Models, Status, UpscaledPicture
 from ray_sr.serving.service import Service
 from ray_sr.serving.telemetry import Observed

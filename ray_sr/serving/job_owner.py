@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from ray_sr.errors import ResourceError
+from ray_sr.serving.catalogues import catalogue_of
 from ray_sr.serving.job_lease import JobLease
 from ray_sr.serving.job_records import JobRecord
 from ray_sr.serving.job_storage import JobStorage, jobs_location
@@ -25,7 +26,7 @@ from ray_sr.serving.options import ServiceOptions, UpscaleQuery
 from ray_sr.serving.pipeline import Pipeline
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import Answer
-from ray_sr.serving.router import catalogue_of, in_background
+from ray_sr.serving.router import in_background
 from ray_sr.serving.schemas import Permit
 from ray_sr.serving.telemetry import Metrics
 from ray_sr.serving.webhooks import Webhooks, read_secret
@@ -60,9 +61,11 @@ class JobOwner:
         if not hasattr(self, "_keeping"):
             return
         self._keeping.cancel()
+        is_idle = not self._table.is_working
         self._stop()
         try:
-            self._lease.release()
+            if is_idle:  # else replicas may go on for as long as they have been permitted to
+                self._lease.release()
         except ResourceError as error:
             logger.warning("the next process has to wait for the jobs: %s", error)
         self._pipeline.close()

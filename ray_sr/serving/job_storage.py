@@ -4,6 +4,7 @@ records/ID.json   what the job is and how it ended; written when it is begun, ta
 pictures/ID       the picture that was sent, until the job has ended
 results/ID        the picture that it made
 owner.json        which process owns the jobs: see `job_lease`
+owner.lock        on a folder: who reads and writes that
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +28,7 @@ from ray_sr.errors import ResourceError
 from ray_sr.serving.job_records import JobRecord
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.storage import STORAGE, first_line, open_filesystem, read_file, resolve_location, write_file
+from ray_sr.storage.lock import has_locks, locked
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +117,26 @@ class JobStorage:
         return None if is_late else self._read(f"archives/{token}")
 
     # ---------------------------------------------------------------------------- the owner
+
+    @cached_property
+    def _lock(self) -> str | None:
+        path = f"{self._root}/owner.lock"
+        is_local = isinstance(self._filesystem, pafs.LocalFileSystem)
+        return path if is_local and has_locks(path) else None
+
+    @property
+    def has_locks(self) -> bool:
+        """Whether a look at the owner and a write can be one step."""
+        return self._lock is not None
+
+    @contextmanager
+    def owner_lock(self) -> Iterator[bool]:
+        """Alone with the owner's file for the block; False where nobody can be, as in a bucket."""
+        if self._lock is None:
+            yield False
+            return
+        with locked(self._lock, f"the owner of the jobs in {self.location}"):
+            yield True
 
     def read_owner(self) -> bytes | None:
         return self._read("owner.json")

@@ -125,6 +125,11 @@ class JobTable:
         self._entries.clear()
         self._keys.clear()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether work on a job is under way."""
+        return any(entry.run for entry in self._entries.values())
+
     def records(self) -> list[JobRecord]:
         return [entry.record for entry in self._entries.values()]
 

@@ -27,6 +27,9 @@ class UpscaleQuery(Section):
     scale: float | None = Field(
         None, ge=1, le=8, description="enlargement, at most that of the model; default: that of the model"
     )
+    denoise: float | None = Field(
+        None, ge=0, le=1, description="share of a cleaning model that is blended in; for models that say so"
+    )
     format: Literal["png", "jpeg", "webp", "tiff", "same"] | None = Field(
         None, description="picture format of the answer, or that of the picture; default: by Accept, else png"
     )
@@ -125,6 +128,12 @@ class ServiceOptions(Section):
 
     model: str = Field("bicubic", description="name or channel in the store, folder, weights file, or bicubic")
     further_models: tuple[str, ...] = Field((), description="models served beside it, each by its own replicas")
+    all_models: bool = Field(
+        False, description="offer every model of the store and those of ray-sr, loaded when first asked for"
+    )
+    models_bytes: int = Field(
+        1 << 29, ge=1, description="weights that a replica keeps; beyond that the least recently used go"
+    )
     store: str | None = Field(None, description="root of the model store; default: that of the user")
     follow_s: float = Field(
         5, gt=0, description="seconds between looks at the store: a newly promoted model is then taken over"
@@ -176,6 +185,10 @@ class ServiceOptions(Section):
             raise ValueError(f"max_ingress_replicas {self.max_ingress_replicas} is below {self.ingress_replicas}")
         if self.webhook_origins and not self.webhook_secret:
             raise ValueError("webhook_origins need webhook_secret: a receiver must be able to tell who sent it")
+        if self.all_models and self.further_models:
+            raise ValueError("all_models has no further_models: it offers them all")
+        if self.all_models and "/" in self.model:
+            raise ValueError("all_models has a model of the store as its default, no file or folder")
         if len(set(self.model_ids)) < len(self.models):
             raise ValueError(f"models must have names of their own, not {', '.join(self.model_ids)}")
         return self

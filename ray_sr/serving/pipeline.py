@@ -78,7 +78,9 @@ class Pipeline:
                 photo = await self._codec.decode(data, header, limits)
             with _timed(seconds, "queue"):
                 settings, result = await _upscaled(router, photo, query, settings, on_progress, permit)
-            seconds["queue"] -= result.seconds
+            seconds["queue"] -= result.seconds + result.load_s
+            if result.load_s:
+                seconds["load"] = result.load_s
             seconds["infer"] = result.seconds
             with _timed(seconds, "encode"):
                 encoded = await self._codec.encode(result.photo, settings)
@@ -144,11 +146,22 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.EncodeSettings:
         detail = f"the model {model.tag} enlarges up to {model.scale} times"
         errors = [{"parameter": "scale", "detail": detail}]
         raise Problem("invalid-parameter", f"scale: {detail}", errors=errors)
+    if query.denoise is not None and not model.denoise:
+        detail = f"the model {model.tag} has no cleaning model that it could be blended with"
+        errors = [{"parameter": "denoise", "detail": detail}]
+        raise Problem("invalid-parameter", f"denoise: {detail}", errors=errors)
     assert query.format is not None
     assert query.format != "same"
     red, green, blue = bytes.fromhex(query.background)
     return codec.EncodeSettings(
-        scale, model.scale, query.format, query.quality, query.lossless, (red, green, blue), query.metadata
+        scale=scale,
+        network_scale=model.scale,
+        format=query.format,
+        quality=query.quality,
+        lossless=query.lossless,
+        background=(red, green, blue),
+        metadata=query.metadata,
+        denoise=query.denoise,
     )
 
 

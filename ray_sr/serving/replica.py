@@ -14,26 +14,31 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.metrics import Gauge, Histogram
 
-from ray_sr.errors import RaySRError
+from ray_sr.errors import ModelError, RaySRError
 from ray_sr.images import Photo
 from ray_sr.models.weights import is_weights_file
+from ray_sr.serving.model_cache import ModelCache, weight_bytes
 from ray_sr.serving.options import ServiceOptions
-from ray_sr.serving.schemas import JOB_OWNER, Abandoned, ModelInfo, Permit, ScaleChanged, Upscaled
+from ray_sr.serving.permits import Permission
+from ray_sr.serving.problems import Problem
+from ray_sr.serving.schemas import JOB_OWNER, Abandoned, ModelChoice, ModelInfo, Permit, ScaleChanged, Upscaled
 from ray_sr.serving.tile_batching import Batches
 from ray_sr.store import BUILT_IN, Model, Store, load_model
+from ray_sr.store.blending import CLEANING_MODEL, blended, cleaning_partner
+from ray_sr.store.purpose import purpose_of
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.accelerator import limit_memory, set_float32_products
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT = ModelChoice()
+_KNOWN_MODELS = 64
 _GPU_TILES = 16  # at once; more than one on a CPU gains nothing but for thumbnails
 
 
@@ -43,6 +48,7 @@ class _Held:
 
     info: ModelInfo
     engine: Engine
+    bytes: int  # of its weights
 
 
 def _device(options: ServiceOptions) -> str:
@@ -66,6 +72,7 @@ class GeneratorReplica:
         device = self._held.engine.device
         sizes = Histogram("sr_batch_tiles", "Tiles that ran at once", [1, 2, 4, 8, 16, 32])
         most = options.batch_tiles or (1 if device.type == "cpu" else _GPU_TILES)
+        self._cache = ModelCache(options.models_bytes, self._load_choice)
         self._batches = Batches(most, note=sizes.observe)
         self._threads = ThreadPoolExecutor(options.requests_per_replica + 1, thread_name_prefix="engine")
         self._device_fault: Exception | None = None
@@ -82,27 +89,67 @@ class GeneratorReplica:
         """The model that this replica holds."""
         return self._held.info
 
-    async def upscale(self, photo: Photo, scale: float, network_scale: int) -> Upscaled:
+    async def _held_by(self, choice: ModelChoice) -> tuple[_Held, float]:
+        """The model that was chosen, and the seconds that were waited for it."""
+        if choice.denoise is None:
+            return self._held, 0.0
+        return await self._cache.get(ModelChoice(self._held.info.tag, choice.denoise))
+
+    def _load_choice(self, choice: ModelChoice) -> tuple[_Held, int]:
+        """The model with its bytes. Raises Problem where the store does not have it any more."""
+        try:
+            model = self._by_tag(str(choice.tag))
+            if choice.denoise is not None:
+                partner = cleaning_partner(model.name, model.network, self._store)
+                if partner is None:
+                    raise Problem("invalid-parameter", f"denoise: {CLEANING_MODEL} does not fit {model.name}")
+                model = blended(model, self._store.load(partner), choice.denoise)
+        except ModelError as error:
+            logger.warning("%s", error)
+            raise Problem("invalid-parameter", f"model: {choice.tag} cannot be loaded any more") from None
+        loaded = self._load(model)
+        return loaded, loaded.bytes
+
+    def _by_tag(self, tag: str) -> Model:
+        if tag.startswith(f"{BUILT_IN}@"):
+            return load_model(BUILT_IN)
+        return load_model(self._ref, self._store) if self._is_file else self._store.load(tag)
+
+    async def upscale(
+        self, photo: Photo, scale: float, network_scale: int, choice: ModelChoice = _DEFAULT
+    ) -> Upscaled:
         """The photo enlarged by `scale`. Cancelling the call stops the work after the tile under way.
 
         Raises ScaleChanged where the network enlarges other than `network_scale` times by now.
         """
+        held, load_s = await self._held_by(choice)
         abandoned = threading.Event()
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._run, photo, scale, network_scale, abandoned
+            result = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._run, held, photo, scale, network_scale, abandoned
             )
+            return replace(result, load_s=load_s)
         except asyncio.CancelledError:
             abandoned.set()
             raise
 
     async def upscale_by_tiles(
-        self, photo: Photo, scale: float, network_scale: int, permit: Permit | None = None
+        self,
+        photo: Photo,
+        scale: float,
+        network_scale: int,
+        permit: Permit | None = None,
+        choice: ModelChoice = _DEFAULT,
     ) -> AsyncIterator[float | Upscaled]:
         """The share that is done after each tile, then the result. Photos of `upscale` go before each tile.
 
-        With a permit, the work stops when the owner of the jobs does not permit it any more, or is gone for long.
+        With a permit, the work begins when the owner of the jobs grants it, and stops when that does not do so any
+        more or is gone for long. Raises Abandoned.
         """
+        permission = Permission(permit, _ask_owner) if permit else None
+        if permission:
+            await permission.begin()
+        held, load_s = await self._held_by(choice)
         loop = asyncio.get_running_loop()
         shares: asyncio.Queue[float | None] = asyncio.Queue()
         abandoned = threading.Event()
@@ -110,18 +157,20 @@ class GeneratorReplica:
         def after_tile(share: float) -> None:
             loop.call_soon_threadsafe(shares.put_nowait, share)
 
-        work = loop.run_in_executor(self._threads, self._run, photo, scale, network_scale, abandoned, after_tile)
+        work = loop.run_in_executor(
+            self._threads, self._run, held, photo, scale, network_scale, abandoned, after_tile
+        )
 
         def after_work(done: asyncio.Future[Upscaled]) -> None:
             _ = done.cancelled() or done.exception()  # seen, even where nobody waits for it any more
             shares.put_nowait(None)
 
         work.add_done_callback(after_work)
-        watching = asyncio.create_task(_watch(permit, abandoned)) if permit else None
+        watching = asyncio.create_task(permission.watch(abandoned)) if permission else None
         try:
             while (share := await shares.get()) is not None:
                 yield share
-            yield await work
+            yield replace(await work, load_s=load_s)
         finally:
             abandoned.set()
             if watching:
@@ -134,6 +183,7 @@ class GeneratorReplica:
 
     def _run(
         self,
+        held: _Held,
         photo: Photo,
         scale: float,
         network_scale: int,
@@ -141,7 +191,6 @@ class GeneratorReplica:
         after_tile: Callable[[float], None] | None = None,
     ) -> Upscaled:
         """The work of a request; of a job where it is told of its tiles."""
-        held = self._held
         if held.engine.scale != network_scale:
             raise ScaleChanged
 
@@ -168,8 +217,15 @@ class GeneratorReplica:
     # ---------------------------------------------------------------------------- following the store
 
     def _load(self, model: Model) -> _Held:
-        info = ModelInfo(name=model.name, version=model.version, scale=model.capability.scale)
-        options = self._options
+        options, scale = self._options, model.capability.scale
+        info = ModelInfo(
+            name=model.name,
+            version=model.version,
+            scale=scale,
+            purpose=purpose_of(model.card, scale, built_in=model.name == BUILT_IN),
+            description=str((model.card.get("recipe") or {}).get("description") or ""),
+            denoise=cleaning_partner(model.name, model.network, self._store) is not None,
+        )
         engine = Engine(
             model.module,
             model.capability,
@@ -177,13 +233,16 @@ class GeneratorReplica:
             precision=options.precision,
             tile=options.tile,
         )
-        return _Held(info, engine)
+        return _Held(info, engine, weight_bytes(model.module))
 
     @property
     def _follows(self) -> bool:
         """Whether the reference can mean another model later: it is neither a file, built in, nor a version."""
-        is_file = "/" in self._ref or ":" in self._ref or is_weights_file(self._ref)
-        return not is_file and "@" not in self._ref and self._ref != BUILT_IN
+        return not self._is_file and "@" not in self._ref and self._ref != BUILT_IN
+
+    @property
+    def _is_file(self) -> bool:
+        return "/" in self._ref or ":" in self._ref or is_weights_file(self._ref)
 
     def _follow(self) -> None:
         while not self._ended.wait(self._options.follow_s):
@@ -202,28 +261,38 @@ class GeneratorReplica:
         logger.warning("%s: %s takes the place of %s", self._ref, loaded.info.tag, former.info.tag)
 
 
+class AllModelsReplica(GeneratorReplica):
+    """A replica that upscales with any model of the store: loaded when first asked for, and kept by use."""
+
+    def __init__(self, options: ServiceOptions, model: str | None = None) -> None:
+        """Loads the default model. Raises ModelError."""
+        super().__init__(options, model)
+        self._cache.put(ModelChoice(self._held.info.tag), self._held, self._held.bytes)
+
+    @property
+    def _follows(self) -> bool:
+        return False  # callers name the version that they mean
+
+    @serve.multiplexed(max_num_models_per_replica=_KNOWN_MODELS)
+    async def _have(self, tag: str) -> str:
+        """Tells Serve who has which model. What is in memory is bounded by its bytes, in the cache."""
+        return tag
+
+    async def _held_by(self, choice: ModelChoice) -> tuple[_Held, float]:
+        tag = choice.tag or self._held.info.tag
+        await self._have(tag)
+        return await self._cache.get(ModelChoice(tag, choice.denoise))
+
+
 def _told(error: Exception) -> str:
     """An error of ours as it is, any other one in one line with its kind."""
     line = next(iter(str(error).splitlines()), "")
     return str(error) if isinstance(error, RaySRError) else f"{type(error).__name__}: {line}"
 
 
-async def _watch(permit: Permit, abandoned: threading.Event) -> None:
-    """Sets `abandoned` when the owner of the jobs says so, or has not permitted the work for most of a lease."""
+async def _ask_owner(job: str, run: str) -> bool:
     owner = serve.get_deployment_handle(JOB_OWNER, serve.get_replica_context().app_name)
-    pause = permit.lease_s / 5
-    permitted = time.monotonic()
-    while not abandoned.is_set():
-        await asyncio.sleep(pause)
-        try:
-            async with asyncio.timeout(pause):
-                allowed = await owner.permits.remote(permit.job, permit.run)
-        except (TimeoutError, RayError, RayServeException):  # it is being replaced
-            allowed = time.monotonic() - permitted < 0.7 * permit.lease_s
-        else:
-            permitted = time.monotonic()
-        if not allowed:
-            abandoned.set()
+    return bool(await owner.permits.remote(job, run))
 
 
 def _memory_gauge(device: torch.device) -> Callable[[], None]:

@@ -17,9 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from ray_sr.images import Photo
 from ray_sr.serving.admission import AdmissionQueue
 from ray_sr.serving.codec import EncodeSettings
-from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.problems import Problem, problem_of
-from ray_sr.serving.schemas import Abandoned, ModelInfo, Permit, ScaleChanged, ServedModel, Upscaled
+from ray_sr.serving.schemas import Abandoned, ModelChoice, ModelInfo, Permit, ScaleChanged, ServedModel, Upscaled
 
 DESCRIBE_DEADLINE_S = 2.0
 FRESH_S = 2.0  # for so long a model's description is not asked for again
@@ -33,6 +32,7 @@ class Router:
         # More than the replicas take at once wait here: waiting in Serve's router costs half of two cores.
         self._gate = asyncio.Semaphore(queue.at_once)
         self._handle = handle
+        self._tag: str | None = None
         self._model: ModelInfo | None = None
         self._asked = 0.0
         self._asking: asyncio.Task[ModelInfo] | None = None
@@ -70,7 +70,8 @@ class Router:
             if problem.kind == "starting":
                 self.forget()
             raise
-        self._model = result.model
+        if settings.denoise is None:
+            self._model = result.model
         return result
 
     async def _upscale(
@@ -80,12 +81,13 @@ class Router:
         on_progress: Callable[[float], None] | None,
         permit: Permit | None,
     ) -> Upscaled:
+        choice = ModelChoice(self._tag, settings.denoise)
         if on_progress is None:
             async with self._gate:
-                response = self._handle.upscale.remote(photo, settings.scale, settings.network_scale)
+                response = self._handle.upscale.remote(photo, settings.scale, settings.network_scale, choice)
                 return cast(Upscaled, await answer_of(response))
         method = self._handle.options(stream=True).upscale_by_tiles
-        steps: Any = method.remote(photo, settings.scale, settings.network_scale, permit)
+        steps: Any = method.remote(photo, settings.scale, settings.network_scale, permit, choice)
         try:
             async for step in steps:
                 if isinstance(step, Upscaled):
@@ -104,6 +106,23 @@ class Router:
         except TimeoutError:
             raise Problem("starting", "the model is being loaded; try again soon") from None
         return self._model
+
+
+class ChosenRouter(Router):
+    """The replicas that hold many models, for one of these."""
+
+    def __init__(self, replicas: Router, model: ModelInfo) -> None:
+        self.queue, self._gate = replicas.queue, replicas._gate
+        self._handle = replicas._handle.options(multiplexed_model_id=model.tag)  # Serve prefers who has it
+        self._tag, self._model = model.tag, model
+
+    async def model(self) -> ModelInfo:
+        """The model that was chosen."""
+        assert self._model is not None
+        return self._model
+
+    def forget(self) -> None:
+        """Another model has another router."""
 
 
 class Catalogue:
@@ -128,18 +147,15 @@ class Catalogue:
         for model in await self.models():
             if asked in (model.name, model.tag):
                 return self._generators[model.id]
-        near = difflib.get_close_matches(asked, self._generators, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self._generators)}"
-        errors = [{"parameter": "model", "detail": f"not served; {hint}"}]
-        raise Problem("invalid-parameter", f"model: not served; {hint}", errors=errors)
+        raise not_served(asked, list(self._generators))
 
 
-def catalogue_of(options: ServiceOptions, generators: Sequence[DeploymentHandle[Any]]) -> Catalogue:
-    """The models of the options, whose deployments come in the same order."""
-    most = options.max_replicas * options.requests_per_replica
-    handles = zip(options.model_ids, generators, strict=True)
-    queues = {name: (handle, AdmissionQueue(options.limits.queue_s, most)) for name, handle in handles}
-    return Catalogue({name: Router(handle, queue) for name, (handle, queue) in queues.items()})
+def not_served(asked: str, known: Sequence[str]) -> Problem:
+    """The problem of a model that is not there."""
+    near = difflib.get_close_matches(asked, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    errors = [{"parameter": "model", "detail": f"not served; {hint}"}]
+    return Problem("invalid-parameter", f"model: not served; {hint}", errors=errors)
 
 
 def in_background(work: Any) -> asyncio.Task[Any]:

@@ -54,7 +54,8 @@ def serve_forever(
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-        print(f"serving {', '.join(options.models)} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+        named = ", ".join(options.models) + (" and all other models" if options.all_models else "")
+        print(f"serving {named} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         stop.wait()
         print("finishing the requests under way", file=sys.stderr, flush=True)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_sr.images import Photo
+from ray_sr.store.purpose import Purpose
 
 JOB_OWNER = "JobOwner"  # the deployment that owns the jobs
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
@@ -22,6 +23,9 @@ class ModelInfo(BaseModel):
     name: str
     version: str
     scale: int
+    purpose: Purpose = Field("other", description="what the model is for, as its card tells")
+    description: str = Field("", description="of the recipe that it was trained by")
+    denoise: bool = Field(False, description="whether it takes the option `denoise`")
 
     @property
     def tag(self) -> str:
@@ -38,13 +42,22 @@ class Permit:
     lease_s: float
 
 
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model a replica is to use: `tag` where it holds many, and the share of the cleaning model."""
+
+    tag: str | None = None
+    denoise: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Upscaled:
-    """An upscaled photo, the model that made it and the seconds that took on the device."""
+    """An upscaled photo, the model that made it, the seconds on the device, and those that loading it took."""
 
     photo: Photo
     model: ModelInfo
     seconds: float
+    load_s: float = 0.0
 
 
 class Abandoned(Exception):

@@ -16,6 +16,21 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PATIENCE = 120.0  # seconds; a publisher holds the lock for as long as it writes one model
 
 
+def has_locks(path: str) -> bool:
+    """Whether the filesystem of this file, which is made, has locks. Raises ResourceError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {first_line(error)}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _NO_LOCKS  # somebody else has it: a lock, all the same
+    finally:
+        os.close(descriptor)
+    return True
+
+
 @contextlib.contextmanager
 def locked(path: str, what: str, *, wait: bool = True) -> Iterator[None]:
     """Holds the lock of this file, which is made, for the block. `what` it guards is named in errors.
@@ -45,7 +60,7 @@ def _has_lock(descriptor: int, what: str, patience: float) -> bool:
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(0.05)
+            time.sleep(0.02)
         except OSError as error:
             if patience == 0 and error.errno in _NO_LOCKS:
                 return True

@@ -7,7 +7,9 @@ import torch
 from ray_sr.errors import ModelError
 from ray_sr.models.weights import generator_from_state
 from ray_sr.recipes.networks import NetworkSpec
-from ray_sr.store.store import Model
+from ray_sr.store.store import Model, Store
+
+CLEANING_MODEL = "light-jpeg-x4"  # what `--denoise` blends in where no other model is named
 
 
 def blended(model: Model, other: Model, share: float) -> Model:
@@ -34,3 +36,12 @@ def _named(network: NetworkSpec | None) -> str:
     fields = network.generator.model_dump(exclude={"kind"}, exclude_none=True)
     options = ", ".join(f"{key} {value}" for key, value in fields.items())
     return f"{network.generator.kind} x{network.scale} ({options})"
+
+
+def cleaning_partner(name: str, network: NetworkSpec | None, store: Store) -> str | None:
+    """NAME@VERSION of the cleaning model, where it can be blended with this one; else None."""
+    try:
+        record = store.show(CLEANING_MODEL)
+    except ModelError:
+        return None
+    return record.ref if record.network == network and record.name != name else None

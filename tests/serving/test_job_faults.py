@@ -25,13 +25,13 @@ from ray_sr.images import Photo, decode, encode
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.app import assemble
+from ray_sr.serving.catalogues import catalogue_of
 from ray_sr.serving.ingress import make_api
 from ray_sr.serving.job_client import JobClient
 from ray_sr.serving.job_storage import JobStorage
 from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.replica import GeneratorReplica
-from ray_sr.serving.router import catalogue_of
-from ray_sr.serving.schemas import Permit, Upscaled
+from ray_sr.serving.schemas import ModelChoice, Permit, Upscaled
 from ray_sr.serving.service import Service
 from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine, upscale_photo
@@ -68,10 +68,15 @@ class Lasting:
                 return super()._run(*others, slowly)
 
             async def upscale_by_tiles(
-                self, photo: Photo, scale: float, network_scale: int, permit: Permit | None = None
+                self,
+                photo: Photo,
+                scale: float,
+                network_scale: int,
+                permit: Permit | None = None,
+                choice: ModelChoice = ModelChoice(),  # noqa: B008
             ) -> AsyncIterator[float | Upscaled]:
                 begin = time.time()
-                async with aclosing(super().upscale_by_tiles(photo, scale, network_scale, permit)) as steps:
+                async with aclosing(super().upscale_by_tiles(photo, scale, network_scale, permit, choice)) as steps:
                     async for step in steps:
                         if isinstance(step, Upscaled) and permit is not None:
                             with open(log, "a", encoding="utf-8") as file:

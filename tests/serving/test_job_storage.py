@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -103,9 +104,9 @@ def test_place_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
 class Process:
     """One that wants the jobs; `events` of all processes in their order."""
 
-    def __init__(self, name: str, folder: Path, events: list[str]) -> None:
+    def __init__(self, name: str, storage: JobStorage, events: list[str]) -> None:
         self._name, self._events = name, events
-        self.lease = JobLease(JobStorage(str(folder)), LEASE_S, gained=self._gained, lost=self._lost)
+        self.lease = JobLease(storage, LEASE_S, gained=self._gained, lost=self._lost)
         self.task = asyncio.create_task(self.lease.keep())
 
     async def _gained(self) -> None:
@@ -123,13 +124,16 @@ class Process:
         self.lease.release()
 
 
-def in_folder(tmp_path: Path, scenario: Callable[[Callable[[str], Process], list[str]], Awaitable[None]]) -> None:
+Start = Callable[..., Process]  # (name, storage = one on the folder)
+
+
+def in_folder(tmp_path: Path, scenario: Callable[[Start, list[str]], Awaitable[None]]) -> None:
     async def run() -> None:
         events: list[str] = []
         processes: list[Process] = []
 
-        def start(name: str) -> Process:
-            processes.append(Process(name, tmp_path, events))
+        def start(name: str, storage: JobStorage | None = None) -> Process:
+            processes.append(Process(name, storage or JobStorage(str(tmp_path)), events))
             return processes[-1]
 
         async with asyncio.timeout(60):
@@ -148,7 +152,7 @@ async def until(condition: Callable[[], bool]) -> float:
 
 
 def test_first_process_and_one_after_a_release_need_not_wait(tmp_path: Path) -> None:
-    async def scenario(start: Callable[[str], Process], events: list[str]) -> None:
+    async def scenario(start: Start, events: list[str]) -> None:
         for name in ("a", "b"):
             process = start(name)
             assert await until(lambda process=process: process.lease.is_held) < LEASE_S / 2
@@ -159,7 +163,7 @@ def test_first_process_and_one_after_a_release_need_not_wait(tmp_path: Path) -> 
 
 
 def test_process_after_one_that_was_killed_waits_for_a_lease(tmp_path: Path) -> None:
-    async def scenario(start: Callable[[str], Process], events: list[str]) -> None:
+    async def scenario(start: Start, events: list[str]) -> None:
         first = start("a")
         await until(lambda: first.lease.is_held)
         await first.dies()
@@ -171,7 +175,7 @@ def test_process_after_one_that_was_killed_waits_for_a_lease(tmp_path: Path) -> 
 
 
 def test_never_do_two_hold_it_and_the_later_one_wins(tmp_path: Path) -> None:
-    async def scenario(start: Callable[[str], Process], events: list[str]) -> None:
+    async def scenario(start: Start, events: list[str]) -> None:
         first = start("a")
         await until(lambda: first.lease.is_held)
         second = start("b")
@@ -189,7 +193,7 @@ def test_never_do_two_hold_it_and_the_later_one_wins(tmp_path: Path) -> None:
 
 
 def test_who_was_pushed_out_takes_over_when_the_other_dies(tmp_path: Path) -> None:
-    async def scenario(start: Callable[[str], Process], events: list[str]) -> None:
+    async def scenario(start: Start, events: list[str]) -> None:
         first = start("a")
         await until(lambda: first.lease.is_held)
         second = start("b")
@@ -202,12 +206,104 @@ def test_who_was_pushed_out_takes_over_when_the_other_dies(tmp_path: Path) -> No
 
 
 def test_two_that_claim_at_once_agree(tmp_path: Path) -> None:
-    async def scenario(start: Callable[[str], Process], events: list[str]) -> None:
+    async def scenario(start: Start, events: list[str]) -> None:
         both = start("a"), start("b")
         end = time.monotonic() + 3 * LEASE_S
         while time.monotonic() < end:
             assert sum(one.lease.is_held for one in both) <= 1
             await asyncio.sleep(0.002)
         assert sum(one.lease.is_held for one in both) == 1
+
+    in_folder(tmp_path, scenario)
+
+
+class Delayed(JobStorage):
+    """A storage without locks, whose first write of a claim takes until `go` is set."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self._lock = None
+        self.read, self.go = threading.Event(), threading.Event()
+
+    def write_owner(self, data: bytes) -> None:
+        self.read.set()
+        self.go.wait()
+        super().write_owner(data)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3, 1.2, 2.5], ids=lambda leases: f"{leases:g} leases")
+def test_claim_that_is_written_late_is_not_held_beside_another(tmp_path: Path, delay: float) -> None:
+    """Both find nothing; the second one writes when the first may hold the jobs already."""
+    first, second = Delayed(str(tmp_path)), Delayed(str(tmp_path))
+
+    async def scenario(start: Start, events: list[str]) -> None:
+        both = start("a", first), start("b", second)
+        await asyncio.to_thread(first.read.wait)
+        await asyncio.to_thread(second.read.wait)
+        first.go.set()
+        released, end = time.monotonic() + delay * LEASE_S, time.monotonic() + (delay + 8) * LEASE_S
+        while not (second.go.is_set() and any(one.lease.is_held for one in both)) and time.monotonic() < end:
+            assert sum(one.lease.is_held for one in both) <= 1
+            if time.monotonic() > released:
+                second.go.set()
+            await asyncio.sleep(0.002)
+        for _ in range(500):
+            assert sum(one.lease.is_held for one in both) <= 1
+            await asyncio.sleep(0.002)
+
+    in_folder(tmp_path, scenario)
+
+
+class Frozen(JobStorage):
+    """A storage without locks, whose reads of the claim have what they read, but bring it only when `go` is set."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self._lock = None
+        self.go = threading.Event()
+        self.go.set()
+
+    def read_owner(self) -> bytes | None:
+        found = super().read_owner()
+        self.go.wait()
+        return found
+
+
+def test_look_that_comes_back_late_does_not_count_from_then(tmp_path: Path) -> None:
+    storage = Frozen(str(tmp_path))
+
+    async def scenario(start: Start, events: list[str]) -> None:
+        first = start("a", storage)
+        await until(lambda: first.lease.is_held)
+        storage.go.clear()
+        second = start("b")
+        await until(lambda: second.lease.is_held)
+        storage.go.set()
+        for _ in range(200):
+            assert not first.lease.is_held
+            await asyncio.sleep(0.002)
+        assert second.lease.is_held
+
+    in_folder(tmp_path, scenario)
+
+
+def test_holder_looks_while_it_takes_over_what_is_there(tmp_path: Path) -> None:
+    """Many records take longer to read than a lease."""
+
+    async def scenario(start: Start, events: list[str]) -> None:
+        release = asyncio.Event()
+        lost: list[None] = []
+
+        async def gained() -> None:
+            await release.wait()
+
+        lease = JobLease(JobStorage(str(tmp_path)), LEASE_S, gained=gained, lost=lambda: lost.append(None))
+        task = asyncio.create_task(lease.keep())
+        await until(lambda: lease.is_held)
+        await asyncio.sleep(1.5 * LEASE_S)
+        assert lease.is_held
+        assert not lost
+        task.cancel()
+        await asyncio.wait([task])
 
     in_folder(tmp_path, scenario)
