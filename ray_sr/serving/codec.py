@@ -54,7 +54,7 @@ def encode(photo: images.Photo, job: EncodeSettings) -> Encoded:
         metadata=job.metadata,
         background=job.background,
     )
-    lost = images.left_out(photo, job.format)
+    lost = images.left_out(photo, job.format, job.metadata)
     warnings = tuple(dict.fromkeys(photo.warnings + lost))
     return Encoded(data, photo.width, photo.height, warnings)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -25,6 +26,7 @@ from ray_sr.store.blending import blended
 from ray_sr.store.store import SHIPPED, Model
 from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import LIMITS, Running
+from tests.serving.page_browser import Visit
 
 APP = "all-models"
 
@@ -186,3 +188,30 @@ def test_cache_keeps_what_was_used_last_within_its_bytes() -> None:
         assert "c" not in cache
 
     asyncio.run(scenario())
+
+
+def test_page_groups_models_and_blends(everything: All, browser: Any, small_png: bytes) -> None:
+    page = Visit(browser, f"{everything.url}/")
+    page.pick(small_png)
+    page.sees("#model-note", "made to train and run on a CPU")
+    groups = page.tab.eval_on_selector_all("#model optgroup", "groups => groups.map(group => group.label)")
+    assert groups == [
+        "Clean photos",
+        "Photos of unknown quality",
+        "Blurred photos",
+        "Other models",
+        "Without a network",
+    ]
+    page.sees("#cleaning", "off")
+    page.tab.locator("#denoise").fill("0.3")
+    page.sees("#cleaning", "30 %")
+    assert page.violations() == ""
+    page.tab.click("#go")
+    page.sees("#made-by", "+0.3*light-jpeg-x4")
+    page.tab.select_option("#model", "deblur-light")
+    page.sees("#scales", "Same size, sharper")
+    assert not page.tab.locator("#cleaning").is_visible()
+    page.tab.click("#go")
+    page.sees("#made-by", "deblur-light@")
+    page.context.close()
+    assert page.errors == []

@@ -22,6 +22,15 @@ const WARNINGS = {
   "xmp-dropped": "This format cannot hold the XMP data.",
 };
 
+// What models are for, in the order of the list; the group of the default model comes first.
+const PURPOSES = {
+  clean: "Clean photos",
+  unknown: "Photos of unknown quality",
+  deblurring: "Blurred photos",
+  other: "Other models",
+  interpolation: "Without a network",
+};
+
 // Browsers take larger pictures, but slowly, and phones run out of memory.
 const MOST_PIXELS_SHOWN = 1e8;
 
@@ -133,6 +142,8 @@ async function thumbnail(file) {
 function query() {
   const chosen = new URLSearchParams({ scale: chosenScale(), format: $("format").value });
   if (service.models.length > 1) chosen.set("model", chosenModel().id);
+  const share = denoiseShare();
+  if (share) chosen.set("denoise", share);
   if ($("private").checked) chosen.set("metadata", "copyright");
   return chosen.toString();
 }
@@ -306,12 +317,42 @@ function showLimits() {
 }
 
 function showModels() {
-  const options = service.models.map(({ id, scale }) => new Option(`${id} – up to ${scale}×`, id));
-  const chosen = $("model").value;
-  $("model").replaceChildren(...options);
+  const chosen = $("model").value || service.models[0].id;
+  const first = service.models[0].purpose;
+  const rank = ({ purpose }) => (purpose === first ? -1 : Object.keys(PURPOSES).indexOf(purpose));
+  service.models.sort((one, other) => rank(one) - rank(other));
+  const purposes = [...new Set(service.models.map(({ purpose }) => purpose))];
+  const options = (models) => models.map((model) => new Option(modelLabel(model), model.id));
+  const groups = purposes.map((label) => {
+    const group = Object.assign(document.createElement("optgroup"), { label: PURPOSES[label] });
+    group.append(...options(service.models.filter(({ purpose }) => purpose === label)));
+    return group;
+  });
+  $("model").replaceChildren(...(groups.length > 1 ? groups : options(service.models)));
   $("model").selectedIndex = Math.max(0, service.models.findIndex(({ id }) => id === chosen));
+  showModel();
+}
+
+const modelLabel = ({ id, name, scale }) => {
+  const label = id === name || id.includes("@") ? id : `${id} (${name})`;
+  return scale > 1 ? `${label} – up to ${scale}×` : `${label} – same size`;
+};
+
+/** What the chosen model is and can do. */
+function showModel() {
+  const { description, denoise } = chosenModel();
+  $("model-note").textContent = description;
+  $("model-note").hidden = !description;
+  $("cleaning").hidden = !denoise;
+  showShare();
   showScales();
 }
+
+const denoiseShare = () => (chosenModel().denoise ? Number($("denoise").value) : 0);
+const showShare = () => {
+  const share = Number($("denoise").value);
+  $("denoise-share").textContent = share ? `${Math.round(100 * share)} %` : "off";
+};
 
 /** Whole factors up to that of the model. A model that only sharpens has the factor 1. */
 function showScales() {
@@ -377,10 +418,11 @@ function listen() {
     if (isEmpty()) upscale();
   });
   $("options").addEventListener("change", (event) => {
-    if (event.target === $("model")) showScales();
+    if (event.target === $("model")) showModel();
     showLimits();
     $("go").textContent = goal();
   });
+  $("denoise").oninput = showShare;
   $("cancel").onclick = () => running?.controller.abort();
   $("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
