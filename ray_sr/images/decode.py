@@ -123,8 +123,10 @@ def _load(data: bytes, header: Header, limits: Limits) -> Loaded:
     """The pixels; those of damaged files as far as they go, where that is asked for."""
     strict_on = "error" if header.format == "tiff" else "warning"
     whole = header.complete and not header.problems
-    if limits.strict or header.format not in _SALVAGED:
-        loaded = load_pixels(data, header, strict_on if limits.strict else "error")
+    if limits.strict:
+        loaded = load_pixels(data, header, strict_on)
+    elif header.format not in _SALVAGED:
+        loaded = _load_undamaged(data, header)
     else:
         try:
             loaded = load_pixels(data, header, strict_on) if whole else salvage(data, header)
@@ -135,6 +137,17 @@ def _load(data: bytes, header: Header, limits: Limits) -> Loaded:
     if header.format == "jpeg" and has_junk_before_end(data, header, loaded):
         loaded = replace(loaded, warnings=(*loaded.warnings, "junk-between-markers"))
     return loaded
+
+
+def _load_undamaged(data: bytes, header: Header) -> Loaded:
+    """Pixels in a format of which parts are not read. Raises PhotoError, which says so."""
+    try:
+        return load_pixels(data, header, "error")
+    except PhotoError as error:
+        if error.reason != "image-corrupt":
+            raise
+        kind = header.format.upper()
+        raise PhotoError(f"{error}: of cut or damaged {kind} files nothing is read") from None
 
 
 def _turn(samples: np.ndarray, orientation: int) -> np.ndarray:

@@ -115,7 +115,9 @@ _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 5: "II", 16: "Q"}
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4, 5: 8, 7: 1, 16: 8}
 _NEW_SUBFILE, _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES = 254, 256, 257, 258, 274, 277
 _PHOTOMETRIC, _EXTRA_SAMPLES = 262, 338
-_IPTC = 33723
+_IPTC, _ICC = 33723, 34675
+_TRANSFER_FUNCTION, _WHITE, _PRIMARIES = 301, 318, 319
+_SRGB_POINTS = {_WHITE: (0.3127, 0.3290), _PRIMARIES: (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)}
 _PLAIN = (0, 1, 2)  # gray, and RGB: beyond their colours is opacity or something else
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _SAMPLE_FORMAT, _EXIF_IFD = 339, 34665
@@ -143,8 +145,22 @@ def _scan_tiff(data: bytes) -> Header:
         orientation=page.get(_ORIENTATION, [1])[0],
         extra=tuple(page.get(_EXTRA_SAMPLES, [])) if page.get(_PHOTOMETRIC, [1])[0] in _PLAIN else None,
         iptc=_tiff_iptc(data, page),
-        warnings=("exif-dropped",) if _EXIF_IFD in page else (),
+        warnings=(("exif-dropped",) if _EXIF_IFD in page else ()) + _tiff_colours(page),
     )
+
+
+def _tiff_colours(page: dict[int, list[int]]) -> tuple[str, ...]:
+    """What is said of colours in tags of TIFF's own (TIFF 6.0, section 20), which a profile would say better."""
+    if _ICC in page:
+        return ()
+    words = ("transfer-function-dropped",) if _TRANSFER_FUNCTION in page else ()
+    for tag, known in _SRGB_POINTS.items():
+        values = page.get(tag, [])
+        points = [top / max(1, bottom) for top, bottom in zip(values[::2], values[1::2], strict=False)]
+        # Some programs write sRGB's with every picture.
+        if points and (len(points) != len(known) or max(map(abs, map(float.__sub__, points, known))) > 0.002):
+            return (*words, "chromaticities-dropped")
+    return words
 
 
 def _tiff_density(page: dict[int, list[int]]) -> tuple[float, float] | None:
@@ -193,7 +209,7 @@ def _tiff_page(data: bytes, order: str, big: bool, offset: int) -> tuple[dict[in
         value_at, size = at + struct.calcsize(entry), length * _TIFF_SIZES.get(kind, 0)
         if size > inline:
             value_at = struct.unpack_from(pointer, data, value_at)[0]
-        if tag == _IPTC and size:
+        if tag in (_IPTC, _ICC) and size:
             tags[tag] = [value_at, size]
         elif kind in _TIFF_TYPES and length:
             values = struct.unpack_from(order + min(length, 16) * _TIFF_TYPES[kind], data, value_at)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from ray_sr.images import PhotoError, decode, encode, left_out
 from ray_sr.images.colour import CURVES, PRIMARIES, Colours, colours_of_codes, profile_of
@@ -205,3 +205,26 @@ def test_words_without_a_meaning_are_dropped_with_a_warning() -> None:
     for data in (png(chunk(b"cICP", b"\x09\x10\0\1")), nclx_avif(patches(), 9, 18)):
         with pytest.raises(PhotoError, match="HDR"):
             decode(data)
+
+
+def tiff_of(tags: dict[int, tuple[int, Any]], **options: Any) -> bytes:
+    """A TIFF by Pillow with these tags: type and value."""
+    ifd = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, (kind, value) in tags.items():
+        ifd.tagtype[tag] = kind
+        ifd[tag] = value
+    return saved(patches(), "tiff", tiffinfo=ifd, **options)
+
+
+def test_colours_in_tags_of_tiff_are_told_of_unless_a_profile_or_srgb_says_them() -> None:
+    def points(values: tuple[float, ...]) -> tuple[int, Any]:
+        return 5, tuple(TiffImagePlugin.IFDRational(round(10000 * value), 10000) for value in values)
+
+    adobe = {318: points(ADOBE[6:]), 319: points(ADOBE[:6])}
+    srgb = {318: points(PRIMARIES[1][6:]), 319: points(PRIMARIES[1][:6])}
+    table = {301: (3, tuple(range(0, 65536, 256)))}
+    assert decode(tiff_of(adobe)).warnings == ("chromaticities-dropped",)
+    assert decode(tiff_of(srgb)).warnings == ()
+    assert decode(tiff_of({**srgb, **table})).warnings == ("transfer-function-dropped",)
+    by_profile = decode(tiff_of({**adobe, **table}, icc_profile=P3_PROFILE))
+    assert (by_profile.warnings, by_profile.icc) == ((), P3_PROFILE)

@@ -113,3 +113,13 @@ def test_a_png_with_a_wrong_checksum_of_pixels_is_read_where_they_unpack() -> No
     assert decode(data, LENIENT).warnings == ("damaged",)
     with pytest.raises(PhotoError):
         decode(data)
+
+
+@pytest.mark.parametrize("format", ["webp", "tiff", "avif"])
+def test_of_cut_files_of_other_formats_it_is_said_that_nothing_is_read(format: str) -> None:
+    data = saved(noise(60, 50), format)
+    for share in (0.5, 0.9):
+        with pytest.raises(PhotoError) as refused:
+            decode(data[: int(share * len(data))], LENIENT)
+        assert "\n" not in str(refused.value)
+        assert any(words in str(refused.value) for words in ("nothing is read", "cut short"))
