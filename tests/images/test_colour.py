@@ -96,6 +96,7 @@ def shown(tab: Any, format: str, data: bytes) -> np.ndarray:
     return np.array(values, int).reshape(height, width, 4)[4, 4::8, :3]
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_browser_shows_the_result_as_it_shows_the_original(tab: Any, name: str) -> None:
     format, data = SOURCES[name]

@@ -152,7 +152,12 @@ def test_a_file_is_looked_into_once_and_again_when_it_changes(
 ) -> None:
     looked: list[str] = []
     is_moving = inputs.is_moving
-    monkeypatch.setattr(inputs, "is_moving", lambda path: looked.append(path) or is_moving(path))
+
+    def look(path: str) -> bool:
+        looked.append(path)
+        return is_moving(path)
+
+    monkeypatch.setattr(inputs, "is_moving", look)
     moving, path = _moving(engine, FileOptions()), tmp_path / "a.png"
     write_photo(path, Photo(np.zeros((6, 8, 3), np.uint8)))
     assert [moving.takes(path), moving.takes(path), len(looked)] == [False, False, 1]

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.cluster
 def cluster() -> Iterator[dict[str, str]]:
     """The environment in which commands work on two nodes."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     program: Any = subprocess.Popen(
         [sys.executable, "-m", "tests.video.two_nodes"], text=True, cwd=ROOT, env=environment, **pipes
     )
@@ -65,8 +65,8 @@ def test_a_job_that_was_killed_goes_on_to_the_file_of_one_machine(
 ) -> None:
     source = write_clip(tmp_path / "a.mp4", Clip([moving_bar(index) for index in range(240)], uneven(240)))
     target, segments = tmp_path / "large.mp4", tmp_path / ".large.mp4.segments"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    job = subprocess.Popen(_command(source, target), env=cluster, cwd=ROOT, **quiet)  # type: ignore[call-overload]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    job = subprocess.Popen(_command(source, target), env=cluster, cwd=ROOT, **quiet)
     deadline = time.monotonic() + PATIENCE_S
     while not list(segments.glob("0*.json")) and job.poll() is None:
         assert time.monotonic() < deadline
