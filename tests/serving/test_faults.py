@@ -33,7 +33,7 @@ def faulty(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         async def describe(self) -> ModelInfo:
             return ModelInfo(name="faulty", version="0" * 12, scale=1)
 
-        async def upscale(self, photo: Photo, scale: float, network_scale: int) -> Upscaled:
+        async def upscale(self, photo: Photo, *_: object) -> Upscaled:
             import os
 
             if photo.width == 1:

@@ -318,7 +318,8 @@ def test_information(service: Running) -> None:
     assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready"}
     record = service.store.show("portrait")
     models = httpx.get(f"{service.url}/v1/models").json()
-    served = {"id": "portrait", "name": "portrait", "version": record.version, "scale": 4}
+    named = {"id": "portrait", "name": "portrait", "version": record.version, "scale": 4}
+    served = {**named, "purpose": "other", "description": "", "denoise": False}
     assert models == {"models": [served]}
     assert httpx.get(f"{service.url}/v1/limits").json() == LIMITS.model_dump(mode="json")
     api = httpx.get(f"{service.url}/openapi.json").json()
