@@ -144,6 +144,10 @@ def in_folder(tmp_path: Path, scenario: Callable[[Start, list[str]], Awaitable[N
     asyncio.run(run())
 
 
+def is_held(process: Process) -> Callable[[], bool]:
+    return lambda: process.lease.is_held
+
+
 async def until(condition: Callable[[], bool]) -> float:
     begin = time.monotonic()
     while not condition():
@@ -155,7 +159,7 @@ def test_first_process_and_one_after_a_release_need_not_wait(tmp_path: Path) -> 
     async def scenario(start: Start, events: list[str]) -> None:
         for name in ("a", "b"):
             process = start(name)
-            assert await until(lambda process=process: process.lease.is_held) < LEASE_S / 2
+            assert await until(is_held(process)) < LEASE_S / 2
             await process.ends()
         assert events == ["a gained", "b gained"]
 

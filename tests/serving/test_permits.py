@@ -44,6 +44,8 @@ def test_work_begins_with_leave_only() -> None:
 
 
 def test_answer_that_comes_late_holds_from_when_it_was_asked_for() -> None:
+    asked = 0
+
     async def slow(job: str, run: str) -> bool:
         await asyncio.sleep(0.4 * LEASE_S)
         return True
@@ -55,7 +57,6 @@ def test_answer_that_comes_late_holds_from_when_it_was_asked_for() -> None:
             await asyncio.Event().wait()
         return await slow(job, run)
 
-    asked = 0
     assert 0.45 * LEASE_S < work_under(later) < 0.8 * LEASE_S, "not 0.9: half a lease after the answer came"
 
 
