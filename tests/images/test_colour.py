@@ -107,6 +107,22 @@ def test_a_browser_shows_the_result_as_it_shows_the_original(tab: Any, name: str
         assert np.abs(there - original).max() <= (2 if "jpeg" in (format, result) else 1), result
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_browser_shows_what_tiff_and_jpeg_xl_hold_as_it_shows_the_original(tab: Any, name: str) -> None:
+    """Browsers open neither: Pillow's pixels and profile of them go into a PNG."""
+    pytest.importorskip("pillow_jxl")
+    format, data = SOURCES[name]
+    photo = decode(data)
+    original = shown(tab, format, data)
+    for result in ("tiff", "jxl"):
+        image = opened(encode(photo, result, lossless=True))
+        buffer = io.BytesIO()
+        image.save(buffer, "png", icc_profile=image.info.get("icc_profile"))
+        there = shown(tab, "png", buffer.getvalue())
+        assert np.abs(there - original).max() <= (2 if format == "jpeg" or result == "jxl" else 1), result
+
+
 def by_littlecms(pixels: np.ndarray, profile: bytes) -> np.ndarray:
     """The pixels in sRGB by their profile."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
