@@ -130,7 +130,7 @@ def test_what_cannot_be_watched_is_refused(engine: Engine, tmp_path: Path) -> No
         with pytest.raises(ResourceError, match="in use by another process"):
             Watch([tmp_path], tmp_path / "out", engine).run()
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ResourceError, match="cannot be made"):
+    with pytest.raises(RecipeError, match="a file and no folder"):
         Watch([tmp_path], tmp_path / "taken", engine).run()
 
 
