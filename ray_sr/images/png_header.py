@@ -25,6 +25,7 @@ _COLOURS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
 _SEEN = {b"tRNS", b"iCCP", b"sBIT", b"acTL", b"fcTL", b"fdAT", *_COLOURS}
 _RAW_PROFILE = b"Raw profile type "
 _XMP = b"XML:com.adobe.xmp"
+_MOST_UNPACKED = 4 * MAX_TEXT_BYTES  # of all texts and profiles in texts, kept or not: bombs are small as stored
 _XMP_IN_APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -43,11 +44,20 @@ class _Notes:
     profiles: dict[bytes, bytes] = field(default_factory=dict)
     text: bytes = b""
     text_bytes: int = 0
+    unpacked_bytes: int = 0
     junk: list[tuple[int, int]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    def unpacked(self, kind: bytes, body: bytes) -> bytes | None:
+        """The text in a chunk; None for a bomb, and for all texts once a file has cost enough unpacking."""
+        if self.unpacked_bytes > _MOST_UNPACKED:
+            return None
+        content = text_content(kind, body)
+        self.unpacked_bytes += MAX_TEXT_BYTES if content is None else len(content)
+        return content
+
     def keep_text(self, count: int) -> bool:
-        """Whether `count` more unpacked bytes of text still fit; what is small as stored may be a bomb."""
+        """Whether `count` more unpacked bytes of text still fit."""
         fits = self.text_bytes + count <= MAX_TEXT_BYTES
         self.text_bytes += count if fits else 0
         return fits
@@ -182,14 +192,14 @@ def _note_text(notes: _Notes, kind: bytes, body: bytes) -> None:
     """Takes out what is not a text but EXIF, XMP or IPTC in disguise; keeps the rest as chunks."""
     keyword = body.partition(b"\0")[0]
     if keyword == _XMP or keyword.startswith(_RAW_PROFILE):
-        content = text_content(kind, body)
+        content = notes.unpacked(kind, body)
         if content is None:
             notes.warnings.append("text-dropped")
         elif keyword == _XMP:
             notes.profiles.setdefault(_XMP, content)
         elif (raw := _raw_profile(content)) is not None:
             notes.profiles.setdefault(keyword.removeprefix(_RAW_PROFILE), raw)
-    elif (content := text_content(kind, body)) is None or not notes.keep_text(len(keyword) + len(content)):
+    elif (content := notes.unpacked(kind, body)) is None or not notes.keep_text(len(keyword) + len(content)):
         notes.warnings.append("text-dropped")
     else:
         notes.text += png_chunk(kind, body)

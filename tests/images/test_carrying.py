@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_sr.images import Photo, decode, encode, left_out
+from ray_sr.images import Photo, decode, encode, left_out, png_header
 from ray_sr.images.exif import read_density, read_text, with_density, with_texts
+from ray_sr.images.header import MAX_TEXT_BYTES
 from ray_sr.images.iptc import fields_of, photoshop_block, records_in, rights_records
+from ray_sr.images.png_header import _inflated
 from ray_sr.images.xmp import normalise_xmp, properties_of, rights_only, with_fields
 from tests.image_files import chunk, exif_block, noise, opened, png, saved, smooth, tiff
 
@@ -131,6 +133,17 @@ def test_texts_that_unpack_to_too_much_are_not_passed_on(kind: bytes, head: byte
     photo = decode(png(*many))
     assert photo.warnings == ("text-dropped",)
     assert photo.png_text == b"".join(many[:3]), "the limit is for all texts together"
+
+
+@pytest.mark.parametrize("keyword", [b"k", b"Raw profile type exif"])
+def test_many_bombs_are_not_all_unpacked(keyword: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked = []
+    monkeypatch.setattr(
+        png_header, "_inflated", lambda packed, most: unpacked.append(most) or _inflated(packed, most)
+    )
+    bomb = chunk(b"zTXt", keyword + b"\0\0" + zlib.compress(bytes(5 << 20)))
+    assert decode(png(*[bomb] * 200)).warnings == ("text-dropped",)
+    assert 0 < sum(unpacked) <= 5 * MAX_TEXT_BYTES
 
 
 # Rights ---------------------------------------------------------------------------------------------------
