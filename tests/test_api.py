@@ -35,6 +35,12 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_travels_between_clients_and_service_costs_neither_torch_nor_ray() -> None:
+    told = "import sys, ray_sr.serving.schemas; print([m for m in ('torch', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_every_name_that_is_offered_is_there_and_typed() -> None:
     for name in ray_sr.__all__:
         assert callable(getattr(ray_sr, name)), name

@@ -32,7 +32,11 @@ State = dict[str, Tensor]
 # ------------------------------------------------------------------- the state dict inside a checkpoint
 
 # Names of what holds a generator's weights, as letters and digits alone; averaged weights go before the others.
-_CONTAINERS = ["paramsema", "generatorema", "gema", "netgema", "modelema", "emamodel", "ema", "params", "generatorstatedict", "generator", "gen", "netg", "g", "statedict", "modelstatedict", "model", "network", "net", "weights", "state"]
+_CONTAINERS = (
+    *("paramsema", "generatorema", "gema", "netgema", "modelema", "emamodel", "ema"),
+    *("params", "generatorstatedict", "generator", "gen", "netg", "g"),
+    *("statedict", "modelstatedict", "model", "network", "net", "weights", "state"),
+)
 _NO_GENERATOR = re.compile(r"disc|critic|optim|sched|scaler|loss|^(net)?d(_|$)", re.IGNORECASE)
 _SUBMODULES = ("generator_ema.", "generator.", "netG.")
 _WRAPPERS = ("module.", "_orig_mod.")

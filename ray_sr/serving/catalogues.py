@@ -11,14 +11,14 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_sr.errors import ModelError, ResourceError
 from ray_sr.models import Bicubic
+from ray_sr.recipes.purpose import BUILT_IN_TOLD, told_by
 from ray_sr.serving.admission import AdmissionQueue
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.router import Catalogue, ChosenRouter, Router, not_served
 from ray_sr.serving.schemas import ModelInfo, ServedModel
 from ray_sr.store import BUILT_IN, ModelRecord, Store
-from ray_sr.store.blending import CLEANING_MODEL
-from ray_sr.store.purpose import purpose_of
+from ray_sr.store.blending import CLEANING_MODEL, is_cleaned_by
 from ray_sr.store.store import SHIPPED
 
 _BICUBIC_SCALE = 4
@@ -37,14 +37,12 @@ def catalogue_of(options: ServiceOptions, generators: Sequence[DeploymentHandle[
 
 def info_of(record: ModelRecord, cleaning: ModelRecord | None) -> ModelInfo:
     """What the service tells of a published model; `cleaning` is the model that `denoise` blends in."""
-    is_cleaned = cleaning is not None and cleaning.name != record.name and cleaning.network == record.network
     return ModelInfo(
         name=record.name,
         version=record.version,
         scale=record.network.scale,
-        purpose=purpose_of(record.model_dump(), record.network.scale),
-        description=str((record.recipe or {}).get("description") or ""),
-        denoise=is_cleaned,
+        **told_by(record.recipe, record.network.scale),
+        denoise=cleaning is not None and is_cleaned_by(cleaning, record.name, record.network),
     )
 
 
@@ -106,8 +104,7 @@ def _at_hand(default: str, store: Store) -> tuple[dict[str, ServedModel], dict[s
         name=BUILT_IN,
         version="built-in",
         scale=Bicubic(_BICUBIC_SCALE).capability.scale,
-        purpose="interpolation",
-        description="without a network, for comparison",
+        **BUILT_IN_TOLD,
     )
     every = {**known, **{info.name: info for info in known.values()}, BUILT_IN: bicubic, bicubic.tag: bicubic}
     named = {name: known[event.current.ref] for name, event in channels.items() if event.current.ref in known}

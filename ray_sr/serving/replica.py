@@ -23,6 +23,7 @@ from ray.serve.metrics import Gauge, Histogram
 from ray_sr.errors import ModelError, RaySRError
 from ray_sr.images import Photo
 from ray_sr.models.weights import is_weights_file
+from ray_sr.recipes.purpose import BUILT_IN_TOLD, told_by
 from ray_sr.serving.model_cache import ModelCache, weight_bytes
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.permits import Permission
@@ -31,7 +32,6 @@ from ray_sr.serving.schemas import JOB_OWNER, Abandoned, ModelChoice, ModelInfo,
 from ray_sr.serving.tile_batching import Batches
 from ray_sr.store import BUILT_IN, Model, Store, load_model
 from ray_sr.store.blending import CLEANING_MODEL, blended, cleaning_partner
-from ray_sr.store.purpose import purpose_of
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.accelerator import limit_memory, set_float32_products
 
@@ -222,8 +222,7 @@ class GeneratorReplica:
             name=model.name,
             version=model.version,
             scale=scale,
-            purpose=purpose_of(model.card, scale, built_in=model.name == BUILT_IN),
-            description=str((model.card.get("recipe") or {}).get("description") or ""),
+            **(BUILT_IN_TOLD if model.name == BUILT_IN else told_by(model.card.get("recipe"), scale)),
             denoise=cleaning_partner(model.name, model.network, self._store) is not None,
         )
         engine = Engine(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ray_sr.images import Photo
-from ray_sr.store.purpose import Purpose
+from ray_sr.recipes.purpose import Purpose
 
 JOB_OWNER = "JobOwner"  # the deployment that owns the jobs
 JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]

@@ -7,9 +7,9 @@ import torch
 from ray_sr.errors import ModelError
 from ray_sr.models.weights import generator_from_state
 from ray_sr.recipes.networks import NetworkSpec
-from ray_sr.store.store import Model, Store
+from ray_sr.store.store import Model, ModelRecord, Store
 
-CLEANING_MODEL = "light-jpeg-x4"  # what `--denoise` blends in where no other model is named
+CLEANING_MODEL = "light-jpeg-x4"  # what `denoise` blends in; the default of `upscale --denoise-model` too
 
 
 def blended(model: Model, other: Model, share: float) -> Model:
@@ -44,4 +44,9 @@ def cleaning_partner(name: str, network: NetworkSpec | None, store: Store) -> st
         record = store.show(CLEANING_MODEL)
     except ModelError:
         return None
-    return record.ref if record.network == network and record.name != name else None
+    return record.ref if is_cleaned_by(record, name, network) else None
+
+
+def is_cleaned_by(cleaning: ModelRecord, name: str, network: NetworkSpec | None) -> bool:
+    """Whether the cleaning model can be blended with the model of this name and network."""
+    return cleaning.network == network and cleaning.name != name
