@@ -136,6 +136,6 @@ def remove_quietly(filesystem: pafs.FileSystem, path: str) -> None:
 
 def first_line(error: BaseException) -> str:
     """What the error says, in one line: the system's own words where pyarrow wraps them."""
-    text = str(getattr(error, "strerror", None) or error or type(error).__name__)
+    text = str(getattr(error, "strerror", None) or str(error).strip() or type(error).__name__)
     system = re.search(r"Detail: \[errno \d+\] (.+)", text)
     return system[1] if system else text.splitlines()[0]

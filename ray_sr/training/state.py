@@ -216,6 +216,8 @@ class TrainState:
 def _read(path: Path) -> dict[str, Any]:
     """What `Snapshot.write` put there."""
     try:
+        if not zipfile.is_zipfile(path):  # nothing else is written here
+            raise zipfile.BadZipFile("the file is empty, cut short or of another kind")
         check_archive(path)
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:

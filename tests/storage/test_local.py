@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_sr.storage import first_line
 from ray_sr.storage.local import atomic_write, written_aside
 
 
@@ -53,3 +54,8 @@ def test_pictures_are_written_without_pyarrow_and_torch() -> None:
     code = "import sys, ray_sr.images; print([m for m in ('pyarrow', 'torch', 'ray') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_error_without_words_is_told_by_its_kind() -> None:
+    told = [first_line(error) for error in (EOFError(), ValueError(" \n"), OSError(28, "full"), ValueError("a\nb"))]
+    assert told == ["EOFError", "ValueError", "full", "a"]
