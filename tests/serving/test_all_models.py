@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from ray import serve
 
-from ray_sr.images import decode, encode
+from ray_sr.images import decode
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import NetworkSpec, SRResNetSpec
 from ray_sr.serving.app import build
@@ -75,9 +76,12 @@ def publish(store: Store, name: str, seed: int) -> str:
     return f"{name}@{store.publish(name, build_generator(network), network)}"
 
 
-def by(model: Model, png: bytes) -> bytes:
+def is_made_by(model: Model, response: httpx.Response, png: bytes) -> bool:
+    """Within a level: with other numbers of threads, sums between two levels may be rounded to either."""
     engine = Engine(model.module, model.capability, device="cpu", precision="float32")
-    return encode(upscale_photo(decode(png), engine), "png")
+    expected = upscale_photo(decode(png), engine).pixels.astype(int)
+    found = decode(response.content).pixels.astype(int)
+    return found.shape == expected.shape and int(np.abs(found - expected).max()) <= 1
 
 
 def load_ms(response: httpx.Response) -> float:
@@ -102,11 +106,11 @@ def test_all_models_are_told_by_what_they_are_for(everything: All) -> None:
 
 
 def test_model_is_loaded_when_it_is_asked_for_and_kept_by_use(everything: All, small_png: bytes) -> None:
-    assert everything.post(small_png).content == by(load_model("best", everything.store), small_png)
+    assert is_made_by(load_model("best", everything.store), everything.post(small_png), small_png)
     first = everything.post(small_png, "?model=light-gan-x4&metadata=none")
     assert load_ms(first) > 0
     assert first.headers["raysr-model"].startswith("light-gan-x4@")
-    assert first.content == by(load_model("light-gan-x4", everything.store), small_png)
+    assert is_made_by(load_model("light-gan-x4", everything.store), first, small_png)
     assert load_ms(everything.post(small_png, "?model=light-gan-x4")) == 0, "it is still there"
     assert load_ms(everything.post(small_png)) > 0, "best had to go for it"
     assert load_ms(everything.post(small_png, "?model=bicubic")) > 0
@@ -117,8 +121,8 @@ def test_many_that_want_the_same_model_load_it_once(everything: All, small_png: 
     load_ms(everything.post(small_png, "?model=light-gan-x4"))
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: everything.post(small_png, "?model=light-jpeg-x4"), range(4)))
-    want = by(load_model("light-jpeg-x4", everything.store), small_png)
-    assert all(answer.content == want for answer in answers)
+    model = load_model("light-jpeg-x4", everything.store)
+    assert all(is_made_by(model, answer, small_png) for answer in answers)
 
 
 def test_jobs_take_any_model(everything: All, small_png: bytes) -> None:
@@ -127,7 +131,7 @@ def test_jobs_take_any_model(everything: All, small_png: bytes) -> None:
         last = [json.loads(line[5:]) for line in response.iter_lines() if line.startswith("data:")][-1]
     assert last["status"] == "succeeded", last
     answer = httpx.get(f"{everything.url}/v1/jobs/{job['id']}/result", timeout=60)
-    assert answer.content == by(load_model("deblur-light", everything.store), small_png)
+    assert is_made_by(load_model("deblur-light", everything.store), answer, small_png)
 
 
 def test_what_is_published_while_it_runs_is_offered(everything: All, small_png: bytes) -> None:
@@ -139,7 +143,7 @@ def test_what_is_published_while_it_runs_is_offered(everything: All, small_png: 
         pass
     assert everything.post(small_png, "?model=tiny").headers["raysr-model"] == later
     answer = everything.post(small_png, f"?model={earlier}")
-    assert answer.content == by(load_model(earlier, everything.store), small_png)
+    assert is_made_by(load_model(earlier, everything.store), answer, small_png)
 
 
 def test_unknown_models_are_refused_with_the_nearest(everything: All, small_png: bytes) -> None:
@@ -157,7 +161,8 @@ def test_denoise_is_what_the_command_line_blends(everything: All, small_png: byt
     parts = (load_model(name, everything.store) for name in ("best", "light-jpeg-x4"))
     model = blended(*parts, 0.4)
     answer = everything.post(small_png, "?denoise=0.4")
-    assert answer.content == by(model, small_png)
+    assert is_made_by(model, answer, small_png)
+    assert not is_made_by(load_model("best", everything.store), answer, small_png), "it is not the model alone"
     assert answer.headers["raysr-model"] == f"{model.name}@{model.version}"
     assert load_ms(everything.post(small_png, "?denoise=0.4")) == 0
     refused = everything.post(small_png, "?denoise=0.4&model=clean")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -156,11 +157,23 @@ def test_quota_is_in_pixels(governed: Governed, small_png: bytes) -> None:
     assert governed.post(large).status_code == 200, "another client is not held up"
 
 
+def logged(log: Path, request: str) -> dict[str, Any]:
+    """The line of a request, which is written after its answer has gone out."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        whole = log.read_text().rpartition("\n")[0].splitlines()
+        found = [line for line in map(json.loads, whole) if line["request"] == request]
+        if found:
+            assert len(found) == 1
+            return found[0]
+        time.sleep(0.01)
+    raise AssertionError(f"no line of {request} within 20 s")
+
+
 def test_access_log_tells_who_and_what_but_no_picture(governed: Governed, small_png: bytes) -> None:
     headers = {"X-API-Key": governed.key, "X-Request-Id": "look-for-me"}
     httpx.post(f"{governed.url}/v1/upscale", content=small_png[:60], headers=headers)
-    lines = [json.loads(line) for line in governed.log.read_text().splitlines()]
-    (entry,) = [line for line in lines if line["request"] == "look-for-me"]
+    entry = logged(governed.log, "look-for-me")
     assert (entry["key"], entry["method"], entry["status"]) == ("rich", "POST", 422)
     assert entry["problem"] == "image-corrupt"
     assert entry["bytes_in"] == 60
