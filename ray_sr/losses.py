@@ -1,13 +1,13 @@
 """Losses of the generator and of the discriminator.
 
-Photos are float32 RGB N×3×H×W in [0, 1] (the generator's output may leave that range; under autocast it
-may be bfloat16). Every loss is a scalar, computed in float32, not multiplied by its weight.
+Photos are float32 RGB N×3×H×W in [0, 1] (the generator's output may leave that range; under autocast it may be
+bfloat16). Every loss is a scalar, computed in float32, not multiplied by its weight.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,14 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ray_sr.images.sharpening import sharpen
-from ray_sr.perceptual.vgg import FeatureNetwork, load_feature_network
+from ray_sr.perceptual.feature_losses import MeanDistance, PerceptualDistance, contextual_distance, gram
+from ray_sr.perceptual.quality import load_dists, load_lpips
+from ray_sr.perceptual.vgg import load_feature_network
 from ray_sr.recipes.losses import (
     AdversarialSpec,
     ColourLossSpec,
     DistillSpec,
+    DISTSLossSpec,
     FeaturesSpec,
     FourierLossSpec,
+    LDLSpec,
     LossSpec,
+    LPIPSLossSpec,
     PerceptualLossSpec,
     PixelLossSpec,
     StructuralLossSpec,
@@ -60,17 +65,22 @@ class ContentLoss(nn.Module):
         self.sharpened = sharpened
 
     def forward(self, sr: Tensor, hr: Tensor, lr: Tensor | None = None) -> Tensor:
-        loss: Tensor = self.distance(sr.float(), self._target(hr, lr))
-        return loss
+        if isinstance(self.distance, ArtefactDistance):
+            return self.distance(sr.float(), hr.float(), _given(lr))
+        return self.distance(sr.float(), self._target(hr, lr))
 
     def _target(self, hr: Tensor, lr: Tensor | None) -> Tensor:
         if self.teacher is None:
             return sharpen(hr.float()) if self.sharpened else hr.float()
-        if lr is None:
-            raise ValueError("distillation needs the input that the output was made from")
         with torch.no_grad():
-            taught: Tensor = self.teacher(lr)
+            taught: Tensor = self.teacher(_given(lr))
         return taught.float()
+
+
+def _given(lr: Tensor | None) -> Tensor:
+    if lr is None:
+        raise ValueError("this loss needs the input that the output was made from")
+    return lr
 
 
 def build_content_losses(
@@ -80,10 +90,12 @@ def build_content_losses(
     memory_format: torch.memory_format = torch.contiguous_format,
     dtype: torch.dtype | None = None,
     teachers: Mapping[str, nn.Module] = MappingProxyType({}),
+    ema: nn.Module | None = None,
 ) -> list[ContentLoss]:
     """The terms in the order of `specs`, on `device`; names are unique ("l1", "perceptual_vgg19", "l1_2").
 
-    `teachers` are the models, in evaluation mode, that distillation names.
+    `teachers` are the models, in evaluation mode, that distillation names; `ema` is the averaged generator, which
+    LDL compares with.
 
     `dtype` is that of autocast, where there is one: feature networks are converted to it once, and not by
     autocast in every step. Raises the errors of `perceptual.vgg.load_feature_network` for perceptual losses.
@@ -91,25 +103,30 @@ def build_content_losses(
     names: Counter[str] = Counter()
     terms = []
     for spec in specs:
-        name = f"perceptual_{spec.network}" if isinstance(spec, PerceptualLossSpec) else spec.kind
+        name = _name(spec)
         names[name] += 1
         if names[name] > 1:
             name = f"{name}_{names[name]}"
         sharpened = isinstance(spec, PixelLossSpec | PerceptualLossSpec) and spec.target == "sharpened"
         teacher = teachers[spec.teacher] if isinstance(spec, DistillSpec) else None
-        term = ContentLoss(name, spec.weight, _distance(spec, features, dtype), sharpened, teacher)
+        term = ContentLoss(name, spec.weight, _distance(spec, features, dtype, ema), sharpened, teacher)
         terms.append(term.to(device).to(memory_format=memory_format))
     return terms
 
 
-def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None) -> Distance:
+def _name(spec: LossSpec) -> str:
+    if not isinstance(spec, PerceptualLossSpec):
+        return spec.kind
+    kind = {"features": "perceptual", "gram": "style", "contextual": "contextual"}[spec.compare]
+    return f"{kind}_{spec.network}"
+
+
+def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None, ema: nn.Module | None) -> Distance:
     match spec:
-        case PixelLossSpec(kind="l1") | DistillSpec():
-            return F.l1_loss
-        case PixelLossSpec(kind="mse"):
-            return F.mse_loss
         case PixelLossSpec():
-            return lambda sr, hr: charbonnier(sr, hr, spec.eps)
+            return _of_pixels(spec)
+        case DistillSpec():
+            return F.l1_loss
         case PerceptualLossSpec():
             network = load_feature_network(
                 spec.network,
@@ -120,20 +137,58 @@ def _distance(spec: LossSpec, features: FeaturesSpec, dtype: torch.dtype | None)
                 signed=spec.signed,
             )
             network.features.to(dtype)
-            distance = F.mse_loss if spec.distance == "mse" else F.l1_loss
-            return PerceptualDistance(network, spec.layers, distance)
-        case ColourLossSpec(kind="mean_colour"):
-            return mean_colour_distance
-        case ColourLossSpec(kind="chroma"):
-            return chroma_distance
+            return PerceptualDistance(network, spec.layers, _of_maps(spec))
         case ColourLossSpec():
-            return lambda sr, hr: histogram_distance(sr, hr, spec.bins)
+            return _of_colour(spec)
         case TotalVariationSpec():
             return lambda sr, hr: total_variation(sr)
         case FourierLossSpec():
             return fourier_distance
         case StructuralLossSpec():
             return lambda sr, hr: 1 - ms_ssim(sr, hr, spec.levels)
+        case LPIPSLossSpec():
+            return MeanDistance(load_lpips(spec.network, spec.weights))
+        case DISTSLossSpec():
+            return MeanDistance(load_dists(spec.weights))
+        case LDLSpec():
+            return ArtefactDistance(_averaged(ema), spec.window)
+
+
+def _averaged(ema: nn.Module | None) -> nn.Module:
+    if ema is None:
+        raise ValueError("ldl needs the averaged generator")
+    return ema
+
+
+def _of_colour(spec: ColourLossSpec) -> Distance:
+    match spec.kind:
+        case "mean_colour":
+            return mean_colour_distance
+        case "chroma":
+            return chroma_distance
+        case "histogram":
+            return lambda sr, hr: histogram_distance(sr, hr, spec.bins)
+
+
+def _of_pixels(spec: PixelLossSpec) -> Distance:
+    match spec.kind:
+        case "l1":
+            return F.l1_loss
+        case "mse":
+            return F.mse_loss
+        case "charbonnier":
+            return lambda sr, hr: charbonnier(sr, hr, spec.eps)
+
+
+def _of_maps(spec: PerceptualLossSpec) -> Distance:
+    distance = F.mse_loss if spec.distance == "mse" else F.l1_loss
+    match spec.compare:
+        case "features":
+            return distance
+        case "gram":
+            return lambda sr, hr: distance(gram(sr), gram(hr))
+        case "contextual":
+            return contextual_distance
 
 
 def charbonnier(sr: Tensor, hr: Tensor, eps: float) -> Tensor:
@@ -141,30 +196,36 @@ def charbonnier(sr: Tensor, hr: Tensor, eps: float) -> Tensor:
     return ((sr - hr).square() + eps**2).sqrt().mean()
 
 
-class PerceptualDistance(nn.Module):
-    """Weighted sum over layers of a distance between feature maps (SRGAN, arXiv 1609.04802, eq. 5).
+class ArtefactDistance(nn.Module):
+    """LDL's loss of SR, HR and LR: L1 weighted by a map of artefacts (arXiv 2203.09195, eqs. 4 to 7).
 
-    A layer's distance is the mean over all elements: photos, channels and positions. Eq. 5 divides the sum
-    over channels by W·H only, which is C times as much (512 times at conv5_4). The paper also divides the
-    maps by 12.75, which is a factor of 0.00615 on the loss; here such factors belong in the recipe's weight.
-    Caffe-trained weights see values up to 255: their maps, and this loss, are far larger than torchvision's.
+    Of the error, summed over the channels: its variance in each window, times the fifth root of that of the whole
+    photo; 0 where the error of the averaged generator is larger. As in the authors' program gradients pass through
+    the map too.
     """
 
-    def __init__(self, network: FeatureNetwork, layers: dict[str, float], distance: Distance) -> None:
+    def __init__(self, ema: nn.Module, window: int) -> None:
         super().__init__()
-        self.network = network
-        self.layers = dict(layers)
-        self.distance = distance
+        self._ema = (ema,)  # no part of this module: training goes on changing it
+        self.window = window
 
-    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = self.network(hr)
-        output = self.network(sr)
-        terms = [
-            weight * self.distance(output[name].float(), target[name].float())
-            for name, weight in self.layers.items()
-        ]
-        return torch.stack(terms).sum()
+    def forward(self, sr: Tensor, hr: Tensor, lr: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(sr.device.type, enabled=False):
+            averaged = (hr - self._ema[0](lr.float())).abs().sum(1, keepdim=True)
+        error = (hr - sr).abs().sum(1, keepdim=True)
+        whole = error.var((1, 2, 3), keepdim=True).clamp(min=_LEAST_VARIANCE) ** 0.2
+        weight = torch.where(error < averaged, 0.0, whole * local_variance(error, self.window))
+        return (weight * (sr - hr)).abs().mean()
+
+
+_LEAST_VARIANCE = 1e-12  # the fifth root has no gradient at 0
+
+
+def local_variance(maps: Tensor, window: int) -> Tensor:
+    """Unbiased variance in the window around each pixel of N×1×h×w; the border is reflected."""
+    padded = F.pad(maps, [window // 2] * 4, mode="reflect")
+    windows = padded.unfold(2, window, 1).unfold(3, window, 1)
+    return windows.var((-2, -1))
 
 
 def mean_colour_distance(sr: Tensor, hr: Tensor) -> Tensor:
@@ -414,6 +475,12 @@ class AdversarialLoss:
         boundary = self._kind.boundary
         above, below = (fake.mean(), real.mean()) if boundary is None else (boundary, boundary)
         return (real > above).float().mean(), (fake < below).float().mean()
+
+
+def feature_distance(fake: Sequence[Tensor], real: Sequence[Tensor]) -> Tensor:
+    """Mean over layers of the mean absolute difference of their features (pix2pixHD, arXiv 1711.11585, eq. 4)."""
+    layers = [F.l1_loss(one.float(), other.float()) for one, other in zip(fake, real, strict=True)]
+    return torch.stack(layers).mean()
 
 
 def _drawn(shape: torch.Size, rng: torch.Generator, device: torch.device) -> Tensor:

@@ -136,7 +136,7 @@ def _leaves(loss: torch.Tensor) -> list[torch.Tensor]:
 def _apply(module: nn.Module, change: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
     """`module.to(...)` with new parameters: torch's own swaps their contents, which these do not allow."""
     for child in module.children():
-        _apply(child, change)
+        child._apply(change)
     for name, parameter in module._parameters.items():
         if parameter is not None:
             module._parameters[name] = nn.Parameter(change(parameter.detach()), parameter.requires_grad)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -10,7 +11,9 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
 from ray_sr.errors import InputError, WeightsAbsentError
 
 if TYPE_CHECKING:
-    from ray_sr.perceptual.lpips import LPIPS
+    from ray_sr.perceptual.quality import LPIPS
+
+_Measure = TypeVar("_Measure")
 
 
 @click.command()
@@ -20,8 +23,11 @@ if TYPE_CHECKING:
 @click.option("--scale", type=click.Choice(["1", "2", "3", "4", "8"]), help="Scale of the model `bicubic`.")
 @click.option("--pictures", metavar="FOLDER", help="Write ORIGINAL / LOW / BICUBIC / PREDICTED pictures here.")
 @click.option("--features", metavar="FILE", help="VGG19 weights: adds the vgg19_conv3_4 feature distance.")
-@click.option("--lpips", metavar="HEADS", help="Adds LPIPS: alex, vgg or squeeze (weights are downloaded once), "
-              "or the file of its linear heads.")  # fmt: skip
+@click.option("--lpips", metavar="NETWORK[=FILE]", help="Adds LPIPS: alex, vgg or squeeze, and torchvision's "
+              "weights of it (default: downloaded once).")  # fmt: skip
+@click.option("--dists", metavar="VGG16|auto", help="Adds DISTS: torchvision's weights of VGG16; auto: downloaded "
+              "once.")  # fmt: skip
+@click.option("--brisque", is_flag=True, help="Adds BRISQUE, which needs no HR (weights are downloaded once).")
 @click.option("--limit", type=click.IntRange(1), help="Only this many photos.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--self-check", metavar="FOLDER", help="Instead: reproduce the published bicubic figures on "
@@ -36,6 +42,8 @@ def evaluate(
     pictures: str | None,
     features: str | None,
     lpips: str | None,
+    dists: str | None,
+    brisque: bool,
     limit: int | None,
     device: str,
     self_check: str | None,
@@ -53,13 +61,13 @@ def evaluate(
     if model is None or hr is None:
         raise click.UsageError("give a MODEL and --hr FOLDER, or --self-check FOLDER")
     from ray_sr.evaluation import evaluate as measure
+    from ray_sr.perceptual.quality import load_brisque, load_dists
     from ray_sr.perceptual.vgg import distance_network
     from ray_sr.progress import counted
     from ray_sr.store import load_model
 
     loaded = load_model(chosen_model(model, store), store, scale=int(scale or 4))
     network = distance_network(features) if features else None
-    perceptual = _lpips(lpips) if lpips else None
     result = measure(
         loaded,
         hr,
@@ -69,7 +77,9 @@ def evaluate(
         limit=limit,
         device=device,
         features=network,
-        lpips=perceptual,
+        lpips=_or_left_out("LPIPS", lambda: _lpips(lpips)) if lpips else None,
+        dists=_or_left_out("DISTS", lambda: load_dists(None if dists == "auto" else dists)) if dists else None,
+        brisque=_or_left_out("BRISQUE", load_brisque) if brisque else None,
         progress=counted("evaluating", "photos", quiet=as_json),
     )
     show(result.to_json(), result.table(), as_json)
@@ -78,14 +88,23 @@ def evaluate(
         raise InputError(f"{len(result.left_out)} photos could not be measured: {names}")
 
 
-def _lpips(heads: str) -> LPIPS | None:
-    """None, with a line that says why, where the published weights cannot be had: nothing stands in for them."""
-    from ray_sr.perceptual.lpips import load_lpips
+def _lpips(text: str) -> LPIPS:
+    """By `NETWORK[=FILE]`."""
+    from ray_sr.perceptual.quality import BACKBONES, load_lpips
 
+    wanted, _, file = text.partition("=")
+    for name in BACKBONES:
+        if wanted == name:
+            return load_lpips(name, file or None)
+    raise click.UsageError(f"--lpips {text}: give alex, vgg or squeeze, or one of them with =FILE of its weights")
+
+
+def _or_left_out(measure: str, load: Callable[[], _Measure]) -> _Measure | None:
+    """None, with a line that says why, where the published weights cannot be had: nothing stands in for them."""
     try:
-        return load_lpips(heads)
+        return load()
     except WeightsAbsentError as error:
-        note(f"LPIPS is left out: {error}")
+        note(f"{measure} is left out: {error}")
         return None
 
 

@@ -21,7 +21,7 @@ from ray_sr.evaluation.table import COLUMNS, Evaluation, Figures, ImageResult, _
 from ray_sr.images import write_bytes
 from ray_sr.images.resample import upscale_array
 from ray_sr.metrics import Protocol, measure, sharpness
-from ray_sr.perceptual.lpips import LPIPS
+from ray_sr.perceptual.quality import BRISQUE, DISTS, LPIPS
 from ray_sr.perceptual.vgg import FeatureMaps, vgg19_feature_distance
 from ray_sr.storage import first_line
 from ray_sr.store import Model
@@ -43,6 +43,8 @@ def evaluate(
     tile: int | None = None,
     features: FeatureMaps | None = None,
     lpips: LPIPS | None = None,
+    dists: DISTS | None = None,
+    brisque: BRISQUE | None = None,
     progress: OnImage | None = None,
 ) -> Evaluation:
     """Measure a model on a folder of HR photos: PSNR, SSIM, and sharpness with its ratio to HR's.
@@ -50,8 +52,9 @@ def evaluate(
     LR is made of HR by MATLAB's bicubic, or taken from `lr_folder`; x1 models (deblurring) need that folder and
     are compared with their input, whole (no border). Gray photos are measured as gray. pictures: folder for one
     side-by-side PNG a photo. limit: only the first so many photos. features: network of
-    `features.distance_network`, for the vgg19_conv3_4 distance. lpips: what `lpips.load_lpips` gives, for
-    lpips_alex (or _vgg, _squeeze). progress: called after each photo with (done, total, name).
+    `features.distance_network`, for the vgg19_conv3_4 distance. lpips, dists, brisque: what `load_…` of
+    `perceptual.quality` gives, for lpips_alex (or _vgg, _squeeze), dists and brisque. progress: called after each
+    photo with (done, total, name).
 
     Photos that cannot be read or matched are named in `left_out` and the rest goes on. Raises InputError where
     no photo is left or a folder is missing, RecipeError for options, ModelError where the model has another
@@ -62,7 +65,7 @@ def evaluate(
         raise RecipeError(f"a limit of {limit} photos leaves nothing to measure: give 1 or more")
     files, left_out = find_pairs(hr_folder, lr_folder, factor)
     engine = Engine(model.module, model.capability, device=device, precision=precision, tile=tile)
-    bench = _Bench(factor, engine, features, lpips)
+    bench = _Bench(factor, engine, features, lpips, dists, brisque)
     drawing = _Drawing(Path(pictures), files) if pictures is not None else None
     images: list[ImageResult] = []
     files = files[:limit]
@@ -105,6 +108,10 @@ def _protocol(bench: _Bench, *, made: bool) -> str:
         parts.append("VGG19 conv3_4: mean squared distance of unit feature vectors, not LPIPS, lower is better")
     if bench.lpips:
         parts.append(f"LPIPS: version 0.1, {bench.lpips.name}, 8-bit output, whole photo, lower is better")
+    if bench.dists:
+        parts.append("DISTS: 8-bit output, whole photo, shorter side at most 256, lower is better")
+    if bench.brisque:
+        parts.append("BRISQUE: 8-bit output alone, whole photo, lower is better")
     return "; ".join(parts)
 
 
@@ -117,9 +124,16 @@ class _Bench:
     """Runs and measures photo by photo."""
 
     def __init__(
-        self, scale: int, engine: Engine, features: FeatureMaps | None = None, lpips: LPIPS | None = None
+        self,
+        scale: int,
+        engine: Engine,
+        features: FeatureMaps | None = None,
+        lpips: LPIPS | None = None,
+        dists: DISTS | None = None,
+        brisque: BRISQUE | None = None,
     ) -> None:
-        self.scale, self.engine, self.features, self.lpips = scale, engine, features, lpips
+        self.scale, self.engine, self.features = scale, engine, features
+        self.lpips, self.dists, self.brisque = lpips, dists, brisque
 
     def run(self, files: PairFiles, drawing: _Drawing | None) -> ImageResult:
         pair = read_pair(files, self.scale)
@@ -139,7 +153,13 @@ class _Bench:
             distance = vgg19_feature_distance(_batch(output), _batch(hr), self.features)
             figures["vgg19_conv3_4"] = float(distance)
         if self.lpips is not None:
-            figures[f"lpips_{self.lpips.name}"] = float(self.lpips(_batch(output), _batch(hr)))
+            with torch.inference_mode():
+                figures[f"lpips_{self.lpips.name}"] = float(self.lpips(_batch(output), _batch(hr)))
+        if self.dists is not None:
+            with torch.inference_mode():
+                figures["dists"] = float(self.dists(_batch(output), _batch(hr)))
+        if self.brisque is not None:
+            figures["brisque"] = self.brisque(_batch(output))
         return figures
 
     def _predict(self, lr: np.ndarray) -> np.ndarray:

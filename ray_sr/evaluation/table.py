@@ -42,6 +42,8 @@ COLUMNS = {
     "lpips_alex": Column("LPIPS", 4, lower_is_better=True),
     "lpips_vgg": Column("LPIPS-VGG", 4, lower_is_better=True),
     "lpips_squeeze": Column("LPIPS-Squeeze", 4, lower_is_better=True),
+    "dists": Column("DISTS", 4, lower_is_better=True),
+    "brisque": Column("BRISQUE", 2, lower_is_better=True),
 }
 
 

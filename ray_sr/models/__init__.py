@@ -14,6 +14,7 @@ from ray_sr.models.compact import Compact
 from ray_sr.models.deblurgan import DeblurGAN
 from ray_sr.models.discriminators import (
     DenseCritic,
+    MultiScale,
     PatchGAN,
     SRGANDiscriminator,
     TinyDiscriminator,
@@ -59,6 +60,7 @@ _DISCRIMINATORS: dict[str, Callable[[Any, int], nn.Module]] = {
     "tiny": TinyDiscriminator,
     "patchgan": PatchGAN,
     "unet": UNetDiscriminator,
+    "multiscale": MultiScale,
     "dense_critic": DenseCritic,
 }
 

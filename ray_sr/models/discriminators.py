@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,6 +13,7 @@ from ray_sr.models.layers import conv3, norm_layer, normal_init
 from ray_sr.models.spectral_norm import SpectralConv2d
 from ray_sr.recipes.networks import (
     DenseCriticSpec,
+    MultiScaleSpec,
     PatchGANSpec,
     SRGANDiscriminatorSpec,
     TinyDiscriminatorSpec,
@@ -100,8 +104,12 @@ class PatchGAN(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 2), nn.LeakyReLU(_SLOPE)]
         for index in range(1, spec.layers + 1):
             stride = 2 if index < spec.layers else 1
-            conv = nn.Conv2d(widths[index - 1], widths[index], 4, stride, 2)
-            layers += [conv, norm_layer(spec.norm, widths[index]), nn.LeakyReLU(_SLOPE)]
+            inputs, outputs = widths[index - 1], widths[index]
+            if spec.norm == "spectral":
+                layers += [SpectralConv2d(inputs, outputs, 4, stride, padding=2), nn.LeakyReLU(_SLOPE)]
+            else:
+                conv = nn.Conv2d(inputs, outputs, 4, stride, 2)
+                layers += [conv, norm_layer(spec.norm, outputs), nn.LeakyReLU(_SLOPE)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 2))
         self.model = nn.Sequential(*layers)
         normal_init(self)
@@ -141,6 +149,57 @@ class UNetDiscriminator(nn.Module):
             enlarged = F.interpolate(features, size=skip.shape[-2:], mode="bilinear")
             features = _leaky(up(enlarged)) + skip
         return self.conv9(_leaky(self.conv8(_leaky(self.conv7(features)))))
+
+
+class MultiScale(nn.Module):
+    """U-Nets or PatchGANs of the image, of its half, and so on (arXiv 1711.11585, section 3.2): N×1×(scales·h)×w.
+
+    The maps of logits stand below each other, the smaller ones enlarged to the first one's size by repetition, so
+    that a mean over all logits weighs each scale alike. Images are halved by 3x3 means, as pix2pixHD does it. Takes
+    any size from the smallest crop on.
+    """
+
+    def __init__(self, spec: MultiScaleSpec, crop: int) -> None:
+        super().__init__()
+        one = spec.of_scale
+        makes = [
+            UNetDiscriminator(one, crop) if one.kind == "unet" else PatchGAN(one, crop) for _ in range(spec.scales)
+        ]
+        self.critics = nn.ModuleList(makes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps: list[torch.Tensor] = []
+        for critic in self.critics:
+            if maps:
+                images = F.avg_pool2d(images, 3, 2, 1, count_include_pad=False)
+            logits = critic(images)
+            maps.append(F.interpolate(logits, size=maps[0].shape[-2:]) if maps else logits)
+        return torch.cat(maps, dim=2)
+
+
+class FeatureTaps:
+    """What a discriminator's convolutions make of images, but for the logits: for feature matching."""
+
+    def __init__(self, discriminator: nn.Module) -> None:
+        self._convolutions = [
+            module
+            for module in discriminator.modules()
+            if (isinstance(module, nn.Conv2d) and module.out_channels > 1) or isinstance(module, SpectralConv2d)
+        ]
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[torch.Tensor]]:
+        """The list that each forward pass adds its features to, from the first convolution to the last."""
+        found: list[torch.Tensor] = []
+        hooks = [
+            convolution.register_forward_hook(lambda module, given, made: found.append(made))
+            for convolution in self._convolutions
+        ]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class DenseCritic(nn.Module):

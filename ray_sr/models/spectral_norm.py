@@ -10,7 +10,7 @@ _FIRST_ITERATIONS = 15
 
 
 class SpectralConv2d(nn.Module):
-    """A convolution without bias, padding 1, of spectral norm 1 (the weight seen as outputs×rest matrix).
+    """A convolution without bias of spectral norm 1 (the weight seen as outputs×rest matrix).
 
     Each forward pass in training improves the two singular vectors by one power iteration; in eval they stay.
     Parameter and buffers are named as `torch.nn.utils.spectral_norm` names them, which published
@@ -21,9 +21,9 @@ class SpectralConv2d(nn.Module):
     weight_u: torch.Tensor
     weight_v: torch.Tensor
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.padding = stride, padding
         self.weight_orig = nn.Conv2d(inputs, outputs, kernel, bias=False).weight
         self.register_buffer("weight_u", F.normalize(torch.randn(outputs), dim=0))
         self.register_buffer("weight_v", torch.zeros(inputs * kernel**2))
@@ -35,7 +35,7 @@ class SpectralConv2d(nn.Module):
             if self.training:
                 self._iterate()
             weight = self.weight_orig / self._largest_singular_value()
-        return F.conv2d(features, weight, None, self.stride, padding=1)
+        return F.conv2d(features, weight, None, self.stride, padding=self.padding)
 
     def _largest_singular_value(self) -> torch.Tensor:
         # Copies, since the next forward pass changes the vectors before this one's backward reads them.

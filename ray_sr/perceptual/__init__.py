@@ -1,1 +1,1 @@
-"""What pictures look like to a network: VGG feature maps, and LPIPS."""
+"""What pictures look like to a network: VGG feature maps, LPIPS, DISTS and BRISQUE."""

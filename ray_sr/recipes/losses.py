@@ -38,6 +38,11 @@ class PerceptualLossSpec(Section):
     layers: dict[str, Positive] = Field(
         {"conv5_4": 1.0}, min_length=1, description="layers by name (convI_J) with their weights"
     )
+    compare: Literal["features", "gram", "contextual"] = Field(
+        "features",
+        description="features: place by place, by `distance`; gram: Gram matrices, by `distance`: style alone "
+        "(arXiv 1603.08155, eq. 4); contextual: each feature with its nearest anywhere (arXiv 1803.02077)",
+    )
     activation: Literal["before", "after"] = Field("after", description="take features before or after ReLU")
     distance: Literal["mse", "l1"] = Field("mse", description="distance between the feature maps")
     normalise: bool = Field(True, description="give the network ImageNet-normalised input")
@@ -104,6 +109,45 @@ class StructuralLossSpec(Section):
         return 11 * 2 ** (self.levels - 1)
 
 
+LEAST_SIDES = {"alex": 31, "vgg": 16, "squeeze": 17}
+"""Shortest side of a photo, in pixels, that the poolings of LPIPS's networks leave something of."""
+
+
+class LPIPSLossSpec(Section):
+    """LPIPS 0.1 (arXiv 1801.03924), computed in float32 by torchmetrics: `pip install 'ray-sr[quality]'`."""
+
+    kind: Literal["lpips"] = "lpips"
+    weight: Positive = Field(1.0, description="factor of this term")
+    network: Literal["alex", "vgg", "squeeze"] = Field(
+        "vgg", description="feature network: AlexNet, VGG16, SqueezeNet"
+    )
+    weights: str | None = Field(
+        None, description="torchvision's .pth file of the network; by default from its cache or downloaded"
+    )
+
+
+class DISTSLossSpec(Section):
+    """DISTS (arXiv 2004.07728), similarity of structure and texture, by piq: `pip install 'ray-sr[quality]'`."""
+
+    kind: Literal["dists"] = "dists"
+    weight: Positive = Field(1.0, description="factor of this term")
+    weights: str | None = Field(
+        None, description="torchvision's .pth file of VGG16; by default from its cache or downloaded"
+    )
+
+
+class LDLSpec(Section):
+    """Locally discriminative learning (arXiv 2203.09195): L1 where artefacts are, told apart from details.
+
+    A pixel counts by the variance of the error around it, and not at all where the output is nearer to HR than that
+    of the averaged (EMA) generator.
+    """
+
+    kind: Literal["ldl"] = "ldl"
+    weight: Positive = Field(1.0, description="factor of this term")
+    window: Literal[3, 5, 7, 9, 11] = Field(7, description="side of the window of the local variance, in pixels")
+
+
 class DistillSpec(Section):
     """Distance to the output of another model for the same input (knowledge distillation)."""
 
@@ -119,6 +163,9 @@ LossSpec = Annotated[
     | TotalVariationSpec
     | FourierLossSpec
     | StructuralLossSpec
+    | LPIPSLossSpec
+    | DISTSLossSpec
+    | LDLSpec
     | DistillSpec,
     Field(discriminator="kind"),
 ]
@@ -140,6 +187,11 @@ class AdversarialSpec(Section):
         None, description="limit of the absolute value of the critic's weights (wasserstein)"
     )
     gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
+    feature_matching: NonNegative = Field(
+        0.0,
+        description="factor of the mean absolute difference between what the discriminator's convolutions make of "
+        "SR and of HR (pix2pixHD, arXiv 1711.11585, eq. 4)",
+    )
     critic_updates: int = Field(1, ge=1, le=20, description="discriminator updates for each generator update")
     pause_above: float | None = Field(
         None,

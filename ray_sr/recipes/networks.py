@@ -199,7 +199,9 @@ class PatchGANSpec(Section):
     kind: Literal["patchgan"] = "patchgan"
     channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
     layers: int = Field(3, ge=1, le=6, description="strided convolutions")
-    norm: Literal["batch", "instance"] = Field("instance", description="normalisation between convolutions")
+    norm: Literal["batch", "instance", "spectral"] = Field(
+        "instance", description="normalisation between convolutions; spectral: of their weights (arXiv 1802.05957)"
+    )
 
 
 class UNetDiscriminatorSpec(Section):
@@ -208,6 +210,26 @@ class UNetDiscriminatorSpec(Section):
     minimum_crop: ClassVar[int] = 16
     kind: Literal["unet"] = "unet"
     channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+
+
+class MultiScaleSpec(Section):
+    """The same discriminator at full size, half of it, and so on, with weights of their own (arXiv 1711.11585)."""
+
+    kind: Literal["multiscale"] = "multiscale"
+    base: Literal["unet", "patchgan"] = Field("unet", description="discriminator of each scale, with spectral norm")
+    scales: int = Field(2, ge=2, le=4, description="number of scales")
+    channels: int = Field(64, ge=4, le=512, description="channels of the first convolution")
+
+    @property
+    def minimum_crop(self) -> int:
+        return self.of_scale.minimum_crop * 2 ** (self.scales - 1)
+
+    @property
+    def of_scale(self) -> UNetDiscriminatorSpec | PatchGANSpec:
+        """The options of the discriminator of each scale."""
+        if self.base == "unet":
+            return UNetDiscriminatorSpec(channels=self.channels)
+        return PatchGANSpec(channels=self.channels, norm="spectral")
 
 
 class DenseCriticSpec(Section):
@@ -226,6 +248,7 @@ DiscriminatorSpec = Annotated[
     | TinyDiscriminatorSpec
     | PatchGANSpec
     | UNetDiscriminatorSpec
+    | MultiScaleSpec
     | DenseCriticSpec,
     Field(discriminator="kind"),
 ]

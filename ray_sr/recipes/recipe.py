@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from ray_sr.recipes.degradations import DegradationSpec, DownscaleSpec
-from ray_sr.recipes.losses import FeaturesSpec
+from ray_sr.recipes.losses import LEAST_SIDES, FeaturesSpec
 from ray_sr.recipes.networks import DiscriminatorSpec, GeneratorSpec, NetworkSpec, SRResNetSpec
 from ray_sr.recipes.section import Scale, Section, ValueRange
 from ray_sr.recipes.training import DataSpec, GanSpec, PretrainSpec, TrainingSpec, ValidationSpec
@@ -126,6 +126,13 @@ def _features(recipe: Recipe) -> Iterator[str]:
     if deep and recipe.data.crop < 16:
         yield f"perceptual layers of block 5 need data.crop 16 or more, not {recipe.data.crop}"
     for loss in losses:
+        if loss.kind == "ldl" and not recipe.training.ema:
+            yield "ldl compares with the averaged generator: give training.ema, or remove it"
+        if loss.kind == "lpips" and recipe.data.crop < LEAST_SIDES[loss.network]:
+            need = f"lpips ({loss.network}) needs data.crop {LEAST_SIDES[loss.network]} or more"
+            yield f"{need}, not {recipe.data.crop}"
+        if loss.kind == "dists" and recipe.data.crop < 16:
+            yield f"dists needs data.crop 16 or more, not {recipe.data.crop}"
         if loss.kind == "ms_ssim" and recipe.data.crop < loss.minimum_crop:
             need = f"ms_ssim with {loss.levels} levels needs data.crop {loss.minimum_crop} or more"
             yield f"{need}, not {recipe.data.crop}: fewer levels need less"
@@ -151,6 +158,8 @@ def _workers(recipe: Recipe) -> Iterator[str]:
         yield "training.accumulate shows BatchNorm a part of the batch at a time: set sync_batchnorm to false"
     if training.compile and recipe.gan and recipe.gan.adversarial.gradient_penalty:
         yield "training.compile has no second derivatives for gan.adversarial.gradient_penalty: set it to false"
+    if training.compile and recipe.gan and recipe.gan.adversarial.feature_matching:
+        yield "training.compile hides the features that gan.adversarial.feature_matching compares: set it to false"
     if training.gpus_per_worker < 1 and training.workers > 1:
         yield "NCCL needs a whole GPU for each worker: set training.gpus_per_worker to 1 or training.workers to 1"
 

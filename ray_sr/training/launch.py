@@ -26,6 +26,7 @@ from ray_sr.data.manifest import MANIFEST, Manifest, read_manifest
 from ray_sr.data.stream import BatchStream, open_stream
 from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError, from_description
 from ray_sr.images import write_bytes
+from ray_sr.perceptual.quality import resolve_quality_weights
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.recipes.reader import recipe_yaml
 from ray_sr.recipes.recipe import Recipe
@@ -85,6 +86,7 @@ def train(
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
+            resolve_quality_weights(stage.losses)
     scaling = _scaling(recipe)
     start = initial_weights(recipe.init, recipe) if recipe.init else None
     critic = initial_discriminator(recipe)

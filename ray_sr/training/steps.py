@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
-from ray_sr.losses import AdversarialLoss, ContentLoss
+from ray_sr.losses import AdversarialLoss, ContentLoss, feature_distance
+from ray_sr.models.discriminators import FeatureTaps
 from ray_sr.recipes.losses import AdversarialSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import BufferGuard, GuardedOptimizer
@@ -112,6 +113,7 @@ class GanStep:
         self.discriminator_optimizer = discriminator_optimizer
         self.losses, self.spec, self.compute = losses, adversarial, compute
         self.adversarial = AdversarialLoss(adversarial)
+        self.taps = FeatureTaps(bare(discriminator)) if adversarial.feature_matching else None
         self.guard = BufferGuard([generator, discriminator])
 
     @property
@@ -150,20 +152,33 @@ class GanStep:
         with self.compute.autocast():
             sr = self.generator(micro.lr)
             terms = content_terms(self.losses, sr, micro.hr, micro.lr)
-        output = self._judge(sr, micro.hr)
+        output, matching = self._judge_and_match(sr, micro.hr)
         adversarial = self.adversarial.generator_loss(output.fake, output.real)
         weighted = self.spec.weight * adversarial
+        if matching is not None:
+            weighted = weighted + self.spec.feature_matching * matching
         # The discriminator's graph is kept for its own update, the generator's is not.
         (pull,) = torch.autograd.grad(weighted, output.photos, retain_graph=True)
         content = weighted_sum(self.losses, terms, sr.device)
         (micro.share * (content + (sr * pull).sum())).backward()
         losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
+        if matching is not None:
+            losses["g_feature_matching"] = matching
         return output, losses
 
-    def _judge(self, sr: Tensor, hr: Tensor) -> DiscriminatorOutput:
+    def _judge_and_match(self, sr: Tensor, hr: Tensor) -> tuple[DiscriminatorOutput, Tensor | None]:
+        """Also how far the discriminator's features of SR are from those of HR, where the recipe asks for it."""
+        if self.taps is None:
+            return self._judge(sr, hr), None
+        with self.taps.recorded() as features:
+            output = self._judge(sr, hr, with_real=True)
+        half = len(features) // 2
+        return output, feature_distance(features[half:], features[:half])
+
+    def _judge(self, sr: Tensor, hr: Tensor, with_real: bool = False) -> DiscriminatorOutput:
         critic, photos = bare(self.discriminator), sr.detach().requires_grad_()
         with self.compute.autocast():
-            real = self._without_graph(critic, hr) if self.adversarial.needs_both else None
+            real = self._without_graph(critic, hr) if self.adversarial.needs_both or with_real else None
             return DiscriminatorOutput(photos, critic(photos), real)
 
     def _update_discriminator(

@@ -172,7 +172,7 @@ class Worker:
         self.compute.with_exact_end(state.generator)
         generator = self._distributed(state.generator)
         if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
-            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at, self.teachers)
+            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at, self.teachers, state.ema)
             return PretrainStep(generator, state.generator_optimizer, losses, self.compute)
         assert recipe.gan
         assert state.discriminator
@@ -183,7 +183,7 @@ class Worker:
             self._distributed(state.discriminator),
             state.generator_optimizer,
             state.discriminator_optimizer,
-            build_content_losses(recipe.gan.losses, recipe.features, *at, self.teachers),
+            build_content_losses(recipe.gan.losses, recipe.features, *at, self.teachers, state.ema),
             recipe.gan.adversarial,
             self.compute,
         )

@@ -22,6 +22,7 @@ from ray import tune
 from ray_sr.data.manifest import read_manifest
 from ray_sr.errors import ClusterError, InputError, RecipeError
 from ray_sr.images import write_bytes
+from ray_sr.perceptual.quality import resolve_quality_weights
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.publishing import publish_run
 from ray_sr.recipes.recipe import Recipe
@@ -69,6 +70,7 @@ def begin_sweep(sweep: SweepFolder, recipe: Recipe, space: Space, shards: str | 
     for stage in (recipe.pretrain, recipe.gan):
         if stage:
             resolve_feature_weights(stage.losses, recipe.features)
+            resolve_quality_weights(stage.losses)
     check_teachers(recipe)
     check_budget(space, recipe)
     sweep.begin(SweepCard(space=space.dump(), shards=place, data_digest=manifest.digest), recipe)

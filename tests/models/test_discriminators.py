@@ -8,10 +8,12 @@ from torch import nn
 
 from ray_sr.errors import ModelError
 from ray_sr.models import build_discriminator, count_parameters
+from ray_sr.models.discriminators import FeatureTaps
 from ray_sr.models.spectral_norm import SpectralConv2d
 from ray_sr.recipes.networks import (
     DenseCriticSpec,
     DiscriminatorSpec,
+    MultiScaleSpec,
     PatchGANSpec,
     SRGANDiscriminatorSpec,
     TinyDiscriminatorSpec,
@@ -28,6 +30,8 @@ SMALL: list[DiscriminatorSpec] = [
     UNetDiscriminatorSpec(channels=4),
     DenseCriticSpec(channels=4, hidden=8),
     DenseCriticSpec(channels=4, hidden=8, sigmoid=False),
+    PatchGANSpec(channels=4, norm="spectral"),
+    MultiScaleSpec(channels=4),
 ]
 every_spec = pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.kind)
 
@@ -87,6 +91,8 @@ def test_every_crop_from_the_smallest_on_is_judged(spec: DiscriminatorSpec, extr
         (PatchGANSpec(channels=4), (2, 1, 35, 35)),
         (UNetDiscriminatorSpec(channels=4), (2, 1, 256, 256)),
         (DenseCriticSpec(channels=4), (2, 1)),
+        (MultiScaleSpec(channels=4, scales=3), (2, 1, 768, 256)),
+        (MultiScaleSpec(channels=4, base="patchgan"), (2, 1, 70, 35)),
     ],
     ids=lambda value: getattr(value, "kind", None),
 )
@@ -166,6 +172,37 @@ def test_compiles_in_one_piece(spec: DiscriminatorSpec) -> None:
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     for key, tensor in eager.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[key], tensor)
+
+
+def test_each_scale_is_judged_by_a_discriminator_of_its_own_and_weighs_alike() -> None:
+    spec = MultiScaleSpec(channels=4, scales=3)
+    discriminator = build(spec, 64).eval()
+    photos, means = images(64), []
+    for number, critic in enumerate(discriminator.critics):
+        if number:
+            photos = nn.functional.avg_pool2d(photos, 3, 2, 1, count_include_pad=False)
+        means.append(critic(photos).mean((1, 2, 3)))
+    found = discriminator(images(64)).mean((1, 2, 3))
+    torch.testing.assert_close(found, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    assert len(set(means)) == 3
+    assert spec.minimum_crop == 64
+    assert MultiScaleSpec(base="patchgan").minimum_crop == 64
+    with pytest.raises(ModelError, match="discriminator multiscale needs crops from 64 px on, not 63"):
+        build_discriminator(spec, 63, "unit")
+
+
+@pytest.mark.parametrize(("spec", "layers"), [(SMALL[1], 10), (SMALL[2], 1), (SMALL[5], 9), (SMALL[9], 18)])
+def test_features_are_those_of_every_convolution_but_the_logits(spec: DiscriminatorSpec, layers: int) -> None:
+    discriminator = build(spec, 32)
+    taps = FeatureTaps(discriminator)
+    with taps.recorded() as features:
+        discriminator(images(32))
+        discriminator(images(32, seed=1))
+    assert len(features) == 2 * layers
+    assert [feature.shape for feature in features[:layers]] == [feature.shape for feature in features[layers:]]
+    assert all(feature.shape[1] > 1 for feature in features)
+    discriminator(images(32))
+    assert len(features) == 2 * layers
 
 
 def test_the_sigmoid_is_the_last_thing_a_dense_critic_does() -> None:

@@ -21,6 +21,7 @@ GAMES = {
     "pretrain": None,
     "bce": "{kind: bce}",
     "hinge": "{kind: hinge}",
+    "feature matching": "{kind: hinge, feature_matching: 10}",
     "wgan-gp": "{kind: wasserstein, gradient_penalty: 10}",
     "bce, BatchNorm": "{kind: bce}",
     "bce, in parts": "{kind: bce}",

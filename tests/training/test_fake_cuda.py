@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ray_sr import losses
 from ray_sr.images import sharpening
 from ray_sr.losses import build_content_losses
+from ray_sr.perceptual.quality import DISTS, LPIPS
 from ray_sr.perceptual.vgg import load_feature_network
 from ray_sr.recipes.reader import load_recipe, parse_recipe, recipe_names
 from ray_sr.recipes.recipe import Recipe
@@ -17,6 +19,7 @@ from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
 from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
 from tests.fake_cuda import Waits, describe_card, fake_tensors, kept_settings
+from tests.perceptual.test_quality import backbone, dists_heads
 
 CUDA = torch.device("cuda", 0)
 
@@ -46,10 +49,23 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return load_feature_network("random", layers, **{**options, "weights": None})  # type: ignore[arg-type]
 
     describe_card(monkeypatch)
+    monkeypatch.setattr(losses, "load_lpips", lambda network, weights: made_up_lpips())
+    monkeypatch.setattr(losses, "load_dists", lambda weights: made_up_dists())
     monkeypatch.setattr(losses, "load_feature_network", made_up)
     with kept_settings():
         yield
     sharpening._blur_matrix.cache_clear()
+
+
+def made_up_lpips() -> LPIPS:
+    """Of AlexNet: of the smaller ones the one that tests know; crops of 32 do."""
+    with unset_fake_temporarily():
+        return LPIPS("alex", backbone("alex"))
+
+
+def made_up_dists() -> DISTS:
+    with unset_fake_temporarily():
+        return DISTS(backbone("vgg"), dists_heads())
 
 
 def step_of(recipe: Recipe, state: TrainState) -> PretrainStep | GanStep:
@@ -57,7 +73,7 @@ def step_of(recipe: Recipe, state: TrainState) -> PretrainStep | GanStep:
     assert state.generator_optimizer
     if state.stage == "pretrain":
         assert recipe.pretrain
-        terms = build_content_losses(recipe.pretrain.losses, recipe.features, *at)
+        terms = build_content_losses(recipe.pretrain.losses, recipe.features, *at, ema=state.ema)
         return PretrainStep(state.generator, state.generator_optimizer, terms, state.compute)
     assert recipe.gan
     assert state.discriminator
@@ -67,7 +83,7 @@ def step_of(recipe: Recipe, state: TrainState) -> PretrainStep | GanStep:
         state.discriminator,
         state.generator_optimizer,
         state.discriminator_optimizer,
-        build_content_losses(recipe.gan.losses, recipe.features, *at),
+        build_content_losses(recipe.gan.losses, recipe.features, *at, ema=state.ema),
         recipe.gan.adversarial,
         state.compute,
     )
@@ -127,6 +143,14 @@ def test_every_recipe_steps_on_a_gpu_without_making_the_cpu_wait(name: str) -> N
         ["gan.adversarial={kind: wasserstein, gradient_penalty: 10}"],
         ["gan.adversarial={kind: wasserstein, weight_clip: 0.01, critic_updates: 2}"],
         ["gan.adversarial={kind: relativistic}", "training.accumulate=1"],
+        [
+            "gan.adversarial={kind: relativistic, feature_matching: 10}",
+            "discriminator={kind: multiscale, channels: 4}",
+        ],
+        ["discriminator={kind: patchgan, channels: 4, norm: spectral}", "gan.adversarial.feature_matching=10"],
+        ["gan.losses=[{kind: ldl}, {kind: perceptual, network: random, layers: {conv2_2: 1}, compare: gram}]"],
+        ["gan.losses=[{kind: perceptual, network: random, layers: {conv2_2: 1}, compare: contextual}]"],
+        ["gan.losses=[{kind: dists}, {kind: lpips}]"],
         ["training.precision=fp32", "training.tf32=false", "training.deterministic=true"],
     ],
 )

@@ -156,6 +156,40 @@ def test_sharing_a_forward_pass_gives_the_gradients_of_passes_apart(kind: str) -
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-3 * size + 1e-9, rtol=1e-3, msg=name)
 
 
+def test_feature_matching_adds_the_l1_of_the_discriminators_features_to_the_generators_loss() -> None:
+    """Against the same written out: forward passes apart, one backward pass through the generator."""
+    matching = state_of(
+        "gan.adversarial={kind: bce, feature_matching: 10}", "gan.losses=[]", "discriminator.kind=vgg"
+    )
+    twin = state_of("gan.losses=[]")
+    lr, hr = batch()
+    step = gan_step(matching)
+    found = step._pull_generator(MicroBatch(lr, hr))[1]
+    generator, critic = twin.generator, twin.discriminator
+    assert critic
+
+    def features(photos: torch.Tensor) -> list[torch.Tensor]:
+        """Before each norm of BasicSR's VGG."""
+        made, values = [], photos
+        for name in critic.names:  # type: ignore[union-attr]
+            made.append(getattr(critic, f"conv{name}")(values))
+            values = nn.functional.leaky_relu(getattr(critic, f"bn{name}")(made[-1]), 0.2)
+        return made
+
+    sr = generator(lr)
+    pairs = zip(features(sr), features(hr), strict=True)
+    distance = torch.stack([(one - other.detach()).abs().mean() for one, other in pairs]).mean()
+    adversarial = nn.functional.softplus(-critic(sr)).mean()
+    (10 * distance + 1e-3 * adversarial).backward()
+    torch.testing.assert_close(found["g_feature_matching"], distance.detach())
+    torch.testing.assert_close(found["g_total"].detach(), (10 * distance + 1e-3 * adversarial).detach())
+    for (name, one), other in zip(matching.generator.named_parameters(), generator.parameters(), strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=name)
+    step.run([MicroBatch(lr, hr)], 0)
+    assert not any(module._forward_hooks for module in step.discriminator.modules())
+
+
 def test_an_undecided_discriminator_has_the_loss_ln_2() -> None:
     state = state_of("discriminator={kind: tiny}")
     assert state.discriminator
