@@ -25,7 +25,7 @@ LPIPSName = Literal["alex", "vgg", "squeeze"]
 BACKBONES: dict[LPIPSName, str] = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}
 """torchvision's names."""
 _DISTS_LAYERS = ("3", "8", "15", "22", "29")  # of VGG16's `features`: the last ReLU of each block
-_DISTS_CHANNELS = (3, 64, 128, 256, 512, 512)
+_DISTS_CHANNELS = [3, 64, 128, 256, 512, 512]
 _BRISQUE_URL = "https://github.com/photosynthesis-team/piq/releases/download/v0.4.0/brisque_svm_weights.pt"
 _BRISQUE_LEAST = 16
 
@@ -108,7 +108,7 @@ def _piq_dists(stack: nn.Sequential, weights: list[Tensor]) -> Any:
     """piq's DISTS around a network at hand: its own constructor only downloads."""
     import piq
 
-    class Offline(piq.DISTS):  # type: ignore[misc]
+    class Offline(piq.DISTS):
         def __init__(self) -> None:
             piq.ContentLoss.__init__(
                 self,
