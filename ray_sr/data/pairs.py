@@ -102,6 +102,12 @@ def read_pair(files: PairFiles, scale: int) -> Pair:
     return Pair(cropped, downscale_array(cropped, scale))
 
 
+def read_pixels(file: PhotoFile) -> np.ndarray:
+    """One photo: uint8 H×W×3, or H×W where it is gray. Raises InputError, without the file's name."""
+    photo = _read(file)
+    return _pixels(photo, photo.channels == 1)
+
+
 class _Matcher:
     """Finds the LR files that may belong to an HR file."""
 

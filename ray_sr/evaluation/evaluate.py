@@ -7,23 +7,19 @@ prediction clamped and rounded to 8 bits, a border of `scale` pixels left out. E
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from ray_sr.data.pairs import LeftOut, Pair, PairFiles, find_pairs, read_pair
-from ray_sr.errors import InputError, ModelError, RecipeError, ResourceError
-from ray_sr.evaluation.pictures import Panel, side_by_side
-from ray_sr.evaluation.table import COLUMNS, Evaluation, Figures, ImageResult, _first, _ratio
-from ray_sr.images import write_bytes
+from ray_sr.errors import InputError, ModelError, RecipeError
+from ray_sr.evaluation.pictures import Drawing, Panel
+from ray_sr.evaluation.table import COLUMNS, Evaluation, Figures, ImageResult, first_of, ratio_of
 from ray_sr.images.resample import upscale_array
 from ray_sr.metrics import Protocol, measure, sharpness
 from ray_sr.perceptual.quality import BRISQUE, DISTS, LPIPS
 from ray_sr.perceptual.vgg import FeatureMaps, vgg19_feature_distance
-from ray_sr.storage import first_line
 from ray_sr.store import Model
 from ray_sr.upscaling.engine import Engine, Precision
 
@@ -60,13 +56,13 @@ def evaluate(
     no photo is left or a folder is missing, RecipeError for options, ModelError where the model has another
     scale, ResourceError where pictures cannot be written.
     """
-    factor = _checked_scale(model, scale, lr_folder)
+    factor = checked_scale(model, scale, lr_folder)
     if limit is not None and limit < 1:
         raise RecipeError(f"a limit of {limit} photos leaves nothing to measure: give 1 or more")
     files, left_out = find_pairs(hr_folder, lr_folder, factor)
     engine = Engine(model.module, model.capability, device=device, precision=precision, tile=tile)
     bench = _Bench(factor, engine, features, lpips, dists, brisque)
-    drawing = _Drawing(Path(pictures), files) if pictures is not None else None
+    drawing = Drawing(pictures, [entry.name for entry in files]) if pictures is not None else None
     images: list[ImageResult] = []
     files = files[:limit]
     for number, entry in enumerate(files, start=1):
@@ -77,7 +73,7 @@ def evaluate(
         if progress:
             progress(number, len(files), entry.name)
     if not images:
-        raise InputError(f"{os.fspath(hr_folder)}: no photo could be measured; {_first(left_out)}")
+        raise InputError(f"{os.fspath(hr_folder)}: no photo could be measured; {first_of(left_out)}")
     return Evaluation(
         model=f"{model.name}@{model.version}",
         scale=factor,
@@ -89,7 +85,8 @@ def evaluate(
     )
 
 
-def _checked_scale(model: Model, scale: int | None, lr_folder: object) -> int:
+def checked_scale(model: Model, scale: int | None, lr_folder: object) -> int:
+    """The model's scale; ModelError where another one is asked for, RecipeError for x1 without input photos."""
     own = model.capability.scale
     if scale is not None and scale != own:
         raise ModelError(f"{model.name} enlarges x{own}, not x{scale}: leave the scale out or give another model")
@@ -135,73 +132,53 @@ class _Bench:
         self.scale, self.engine, self.features = scale, engine, features
         self.lpips, self.dists, self.brisque = lpips, dists, brisque
 
-    def run(self, files: PairFiles, drawing: _Drawing | None) -> ImageResult:
+    def run(self, files: PairFiles, drawing: Drawing | None) -> ImageResult:
         pair = read_pair(files, self.scale)
         baseline = upscale_array(pair.lr, self.scale) if self.scale > 1 else pair.lr
         expected = self.measure(baseline, pair.hr)  # before the network runs, for photos too small to measure
-        output = self._predict(pair.lr)
+        output = predict(self.engine, pair.lr)
         result = ImageResult(files.name, self.measure(output, pair.hr), expected)
         if drawing:
-            drawing.draw(result, pair, baseline, output)
+            drawing.draw(files.name, _panels(result, pair, baseline, output))
         return result
 
     def measure(self, output: np.ndarray, hr: np.ndarray) -> Figures:
         figures = measure(output, hr, border=_border(self.scale))
         figures |= {"sharpness": sharpness(output), "sharpness_hr": sharpness(hr)}
-        figures["sharpness_ratio"] = _ratio(figures)
+        figures["sharpness_ratio"] = ratio_of(figures)
         if self.features is not None:
-            distance = vgg19_feature_distance(_batch(output), _batch(hr), self.features)
+            distance = vgg19_feature_distance(as_batch(output), as_batch(hr), self.features)
             figures["vgg19_conv3_4"] = float(distance)
         if self.lpips is not None:
             with torch.inference_mode():
-                figures[f"lpips_{self.lpips.name}"] = float(self.lpips(_batch(output), _batch(hr)))
+                figures[f"lpips_{self.lpips.name}"] = float(self.lpips(as_batch(output), as_batch(hr)))
         if self.dists is not None:
             with torch.inference_mode():
-                figures["dists"] = float(self.dists(_batch(output), _batch(hr)))
+                figures["dists"] = float(self.dists(as_batch(output), as_batch(hr)))
         if self.brisque is not None:
-            figures["brisque"] = self.brisque(_batch(output))
+            figures["brisque"] = self.brisque(as_batch(output))
         return figures
 
-    def _predict(self, lr: np.ndarray) -> np.ndarray:
-        if lr.ndim == 3:
-            return self.engine.run(lr, np.uint8)
-        return self.engine.run(lr[..., None], np.uint8)[..., 0]
 
-
-class _Drawing:
-    """Writes ORIGINAL / LOW / BICUBIC / PREDICTED pictures into a folder, with the subfolders of the photos."""
-
-    def __init__(self, folder: Path, files: Sequence[PairFiles]) -> None:
-        self.folder = folder
-        self.written: dict[str, Path] = {}
-        self.stems = Counter(PurePosixPath(entry.name).with_suffix("") for entry in files)
-        _make_folder(folder)
-
-    def draw(self, result: ImageResult, pair: Pair, baseline: np.ndarray, output: np.ndarray) -> None:
-        stem = PurePosixPath(result.name).with_suffix("")
-        name = stem if self.stems[stem] == 1 else result.name  # photos that differ by suffix alone keep theirs
-        path = self.folder / f"{name}.png"
-        _make_folder(path.parent)
-        write_bytes(path, side_by_side(result.name, _panels(result, pair, baseline, output)))
-        self.written[result.name] = path
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceError(f"{folder}: cannot make this folder: {first_line(error)}") from None
+def predict(engine: Engine, lr: np.ndarray) -> np.ndarray:
+    """What the network makes of uint8 H×W×3, or of H×W, gray; of the same kind."""
+    if lr.ndim == 3:
+        return engine.run(lr, np.uint8)
+    return engine.run(lr[..., None], np.uint8)[..., 0]
 
 
 def _panels(result: ImageResult, pair: Pair, baseline: np.ndarray, output: np.ndarray) -> list[Panel]:
     """At x1 the input is its own baseline, so there are three."""
     scale = pair.hr.shape[0] // pair.lr.shape[0]
     before, after = _caption(result.baseline), _caption(result.figures)
-    original, predicted = Panel("ORIGINAL", _size(pair.hr), _rgb(pair.hr)), Panel("PREDICTED", after, _rgb(output))
+    original, predicted = (
+        Panel("ORIGINAL", _size(pair.hr), as_rgb(pair.hr)),
+        Panel("PREDICTED", after, as_rgb(output)),
+    )
     if scale == 1:
-        return [original, Panel("INPUT", before, _rgb(pair.lr)), predicted]
-    low = _rgb(pair.lr.repeat(scale, axis=0).repeat(scale, axis=1))
-    return [original, Panel("LOW", _size(pair.lr), low), Panel("BICUBIC", before, _rgb(baseline)), predicted]
+        return [original, Panel("INPUT", before, as_rgb(pair.lr)), predicted]
+    low = as_rgb(pair.lr.repeat(scale, axis=0).repeat(scale, axis=1))
+    return [original, Panel("LOW", _size(pair.lr), low), Panel("BICUBIC", before, as_rgb(baseline)), predicted]
 
 
 def _size(pixels: np.ndarray) -> str:
@@ -212,9 +189,11 @@ def _caption(figures: Figures) -> str:
     return f"PSNR-Y {COLUMNS['psnr_y'].show(figures['psnr_y'])} dB, SSIM {figures['ssim_y']:.4f}"
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """H×W×3, of H×W three equal channels."""
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
-def _batch(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(_rgb(pixels).astype(np.float32) / 255).permute(2, 0, 1)[None]
+def as_batch(pixels: np.ndarray) -> torch.Tensor:
+    """uint8 H×W×3 or H×W as float32 1×3×H×W in [0, 1]."""
+    return torch.from_numpy(as_rgb(pixels).astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import uniform_filter
 
+from ray_sr.errors import ResourceError
+from ray_sr.images import write_bytes
 from ray_sr.metrics import luma
+from ray_sr.storage import first_line
 
 PANEL = 324  # width of a column in pixels
 _TALLEST = 432
@@ -41,6 +46,34 @@ class Box:
 
     def cut(self, pixels: np.ndarray) -> np.ndarray:
         return pixels[self.top : self.top + self.side, self.left : self.left + self.side]
+
+
+class Drawing:
+    """Writes side-by-side pictures of photos into a folder, with the subfolders of the photos.
+
+    `names` are those of all photos. Raises ResourceError where a folder cannot be made or written into.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], names: Iterable[str]) -> None:
+        self.folder = Path(folder)
+        self.written: dict[str, Path] = {}
+        self.stems = Counter(PurePosixPath(name).with_suffix("") for name in names)
+        _make_folder(self.folder)
+
+    def draw(self, name: str, panels: Sequence[Panel]) -> None:
+        stem = PurePosixPath(name).with_suffix("")
+        own = stem if self.stems[stem] == 1 else name  # photos that differ by suffix alone keep theirs
+        path = self.folder / f"{own}.png"
+        _make_folder(path.parent)
+        write_bytes(path, side_by_side(name, panels))
+        self.written[name] = path
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot make this folder: {first_line(error)}") from None
 
 
 def side_by_side(title: str, panels: Sequence[Panel]) -> bytes:

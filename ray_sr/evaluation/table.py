@@ -140,22 +140,23 @@ class Evaluation:
         return [[column.label, self.baseline_name], *cells]
 
     def _sharpness(self) -> str:
-        """The line of system E's table: mean sharpness before and after, and its share of HR's."""
-        shares = [
-            f"{name} {figures['sharpness']:.1f} ({figures['sharpness_ratio']:.1%})"
-            for name, figures in ((self.baseline_name, self.bicubic), ("model", self.mean))
-        ]
+        """The line of system E's table: mean sharpness before and after; where there is HR, its share of HR's."""
+        both = (self.baseline_name, self.bicubic), ("model", self.mean)
+        if "sharpness_hr" not in self.mean:
+            alone = [f"{name} {figures['sharpness']:.1f}" for name, figures in both]
+            return f"mean sharpness: {', '.join(alone)}"
+        shares = [f"{name} {figures['sharpness']:.1f} ({figures['sharpness_ratio']:.1%})" for name, figures in both]
         return f"mean sharpness: {', '.join(shares)} of HR's {self.mean['sharpness_hr']:.1f}"
 
 
 def _mean(entries: Sequence[Figures]) -> Figures:
     means = mean_metrics(entries)
     if "sharpness_ratio" in means:
-        means["sharpness_ratio"] = _ratio(means)
+        means["sharpness_ratio"] = ratio_of(means)
     return means
 
 
-def _ratio(figures: Figures) -> float:
+def ratio_of(figures: Figures) -> float:
     """Sharpness to HR's; 1 where both are flat."""
     if figures["sharpness_hr"]:
         return figures["sharpness"] / figures["sharpness_hr"]
@@ -166,7 +167,8 @@ def _json(figures: Figures) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _first(left_out: Sequence[LeftOut]) -> str:
+def first_of(left_out: Sequence[LeftOut]) -> str:
+    """Of what no photo is left of."""
     return f"the first of {len(left_out)}: {left_out[0].name}: {left_out[0].reason}"
 
 

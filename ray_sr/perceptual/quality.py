@@ -8,6 +8,7 @@ other weights the figures would not be these measures: where the published ones 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ray_sr.errors import InputError, ResourceError, WeightsAbsentError
+from ray_sr.errors import InputError, ModelError, ResourceError, WeightsAbsentError
 from ray_sr.models.weights import decode_weights, load_strict
 from ray_sr.perceptual.vgg import published_file, torchvision_url
 from ray_sr.recipes.losses import LEAST_SIDES, DISTSLossSpec, LossSpec, LPIPSLossSpec
+from ray_sr.storage import first_line
 
 LPIPSName = Literal["alex", "vgg", "squeeze"]
 
@@ -28,6 +30,8 @@ _DISTS_LAYERS = ("3", "8", "15", "22", "29")  # of VGG16's `features`: the last 
 _DISTS_CHANNELS = [3, 64, 128, 256, 512, 512]
 _BRISQUE_URL = "https://github.com/photosynthesis-team/piq/releases/download/v0.4.0/brisque_svm_weights.pt"
 _BRISQUE_LEAST = 16
+_BRISQUE_FEATURES = 36
+_BRISQUE_RHO = -153.591  # of the authors' regression (allmodel, LIBSVM)
 
 
 class LPIPS(nn.Module):
@@ -152,27 +156,42 @@ def _vgg16(tensors: Mapping[str, Tensor]) -> nn.Sequential:
 
 
 class BRISQUE:
-    """BRISQUE (Mittal, Moorthy and Bovik 2012): how unnatural a photo looks; 0 to about 100, lower is better."""
+    """BRISQUE (Mittal, Moorthy and Bovik 2012): how unnatural a photo looks; 0 to about 100, lower is better.
+
+    `vectors`, n×36, and their `coefficients`, n, are the support vectors of the regression: piq's published ones
+    are those of the authors.
+    """
+
+    def __init__(self, coefficients: Tensor, vectors: Tensor) -> None:
+        self.coefficients, self.vectors = coefficients.float(), vectors.float()
 
     def __call__(self, photo: Tensor) -> float:
         """Of one photo, float32 1×3×H×W in [0, 1]. Raises InputError for a photo that is flat or too small."""
-        import piq
-
         _check_size(photo, "BRISQUE", _BRISQUE_LEAST)
+        piq = import_module("piq.brisque")  # its public function would read the file anew for each photo
+        luma, features = torch.round(piq.rgb2yiq(photo * 255)[:, :1]), []
         try:
-            return float(piq.brisque(photo))
+            for _ in range(2):
+                features.append(piq._natural_scene_statistics(luma))
+                luma = piq.imresize(luma, sizes=(luma.shape[2] // 2, luma.shape[3] // 2))
         except AssertionError as error:
             raise InputError(f"BRISQUE cannot judge this photo: {str(error).splitlines()[0]}") from None
+        kernel = piq._rbf_kernel(piq._scale_features(torch.cat(features, dim=-1)), self.vectors.mT)
+        return float(kernel @ self.coefficients) - _BRISQUE_RHO
 
 
-def load_brisque() -> BRISQUE:
-    """BRISQUE, whose support vectors piq takes from torch's cache; they are downloaded there first.
+def load_brisque(weights: str | None = None) -> BRISQUE:
+    """BRISQUE; `weights` is piq's file of support vectors, by default from torch's cache or downloaded.
 
-    Raises ResourceError without piq and WeightsAbsentError where the download fails.
+    Raises as `load_lpips`.
     """
     _require("piq", "BRISQUE")
-    _published(_BRISQUE_URL)
-    return BRISQUE()
+    path = _given_or_published(weights, _BRISQUE_URL, "piq's brisque_svm_weights.pt")
+    try:
+        coefficients, vectors = torch.load(path, map_location="cpu", weights_only=True)
+        return BRISQUE(coefficients.reshape(len(vectors)), vectors.reshape(-1, _BRISQUE_FEATURES))
+    except Exception as error:
+        raise ModelError(f"{path}: not the support vectors of BRISQUE: {first_line(error)}") from None
 
 
 def resolve_quality_weights(losses: Iterable[LossSpec]) -> None:
@@ -191,15 +210,15 @@ def _require(library: str, measure: str) -> None:
 
 
 def _backbone_file(model: str, given: str | None) -> Path:
-    if given is None:
-        return _published(torchvision_url(model))
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise InputError(f"{given}: no such file: give torchvision's {model} .pth file")
-    return path
+    return _given_or_published(given, torchvision_url(model), f"torchvision's {model} .pth file")
 
 
-def _published(url: str) -> Path:
+def _given_or_published(given: str | None, url: str, what: str) -> Path:
+    if given is not None:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise InputError(f"{given}: no such file: give {what}")
+        return path
     try:
         return published_file(url)
     except WeightsAbsentError as error:
