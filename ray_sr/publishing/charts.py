@@ -1,17 +1,38 @@
-"""Line charts as inline SVG. Colours are CSS variables of the page, so one chart serves light and dark."""
+"""Line charts of a run by matplotlib: SVG for a page, whose CSS variables colour it light and dark, and PNG."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
+from xml.etree import ElementTree
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 Point = tuple[float, float]
 Line = Sequence[Point]
 
-COLOURS = 6  # the page defines --series-1 … --series-6
-_WIDTH, _HEIGHT = 480, 290
+# The light values of the page's CSS variables. In an SVG each is replaced by its variable, so all must differ.
+COLOURS = {
+    "series-0": "#5d656e",
+    "series-1": "#1f5fbf",
+    "series-2": "#c2501b",
+    "series-3": "#178060",
+    "series-4": "#8a3fa8",
+    "series-5": "#a07a00",
+    "series-6": "#b0305f",
+    "soft": "#5d656f",
+    "line": "#e2e3e0",
+    "grid": "#ecedea",
+    "card": "#fffffe",
+    "ink": "#1c2024",
+}
+_WIDTH, _HEIGHT = 480, 290  # of a chart in pixels of the page; fonts and lines have the same unit
 _LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 26, 38
 _MOST_POINTS = 400
 _SMOOTHED_FROM = 60
@@ -30,11 +51,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line with its name on it. colour 0 is that of plain text."""
+    """A horizontal line with its name on it."""
 
     value: float
     label: str
-    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,140 +82,173 @@ class Chart:
     zero: bool = False
     start: float = 0.0
 
+    @property
+    def values(self) -> list[float]:
+        return [value for series in self.series for line in series.lines for _, value in _finite(line)]
+
     def svg(self) -> str:
-        """A <figure>: heading and legend as HTML, the plot as SVG. Empty without any finite value."""
-        values = [point[1] for series in self.series for line in series.lines for point in _finite(line)]
-        if not values:
+        """An <svg> element without title and legend, which the page has as text. Empty without any finite value."""
+        if not self.values:
             return ""
-        return "\n".join(
-            [
-                f'<figure class="chart"><figcaption><b>{escape(self.title)}</b>{self._legend()}</figcaption>',
-                f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(self.title)} over steps">',
-                *self._drawing(values),
-                "</svg></figure>",
-            ]
-        )
-
-    def _legend(self) -> str:
-        if len(self.series) < 2:
-            return ""
-        entries = (f'<span class="key c{series.colour}">{escape(series.label)}</span>' for series in self.series)
-        return f'<span class="legend">{"".join(entries)}</span>'
-
-    def _drawing(self, values: list[float]) -> list[str]:
-        shown = [*values, *(level.value for level in self.levels), *([0.0] if self.zero else [])]
-        steps = [point[0] for series in self.series for line in series.lines for point in line]
-        axes = _axes([self.start, *steps], shown, self.log)
-        parts = [*_grid(axes, self.unit), *(_boundary(boundary, axes) for boundary in self.boundaries)]
-        for series in self.series:
-            parts += _curve(series, axes, self.unit)
-        return parts + [_level(level, axes) for level in self.levels]
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+        width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+        _draw(self, figure.add_axes((_LEFT / _WIDTH, _BOTTOM / _HEIGHT, width / _WIDTH, height / _HEIGHT)))
+        stream = io.StringIO()
+        # Text stays text, in the page's font. Ids are hashes; the salt keeps those of two charts on one page apart.
+        with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title}):
+            figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+        return _inline(stream.getvalue(), f"{self.title} over steps")
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Maps [low, high] to pixels [start, stop]."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        low, high = self._on_scale(self.low), self._on_scale(self.high)
-        share = (self._on_scale(value) - low) / (high - low)
-        return self.start + share * (self.stop - self.start)
-
-    def _on_scale(self, value: float) -> float:
-        return math.log10(value) if self.log else value
-
-    def ticks(self) -> list[float]:
-        if self.log:
-            return _log_ticks(self.low, self.high)
-        return _ticks(self.low, self.high)
+def png(charts: Sequence[Chart]) -> bytes:
+    """The charts side by side, each with its title and legend. Every one must have a finite value."""
+    figure = Figure(figsize=(_WIDTH / 72 * len(charts), (_HEIGHT + 36) / 72), layout="constrained")
+    for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
+        _draw(chart, axes)
+        axes.set_title(chart.title, fontsize=12, pad=22, color=COLOURS["ink"], parse_math=False)
+        if len(chart.series) > 1:
+            axes.legend(fontsize=9, frameon=False)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=72)
+    return stream.getvalue()
 
 
-@dataclass(frozen=True)
-class _Axes:
-    x: _Axis
-    y: _Axis
-
-    def path(self, line: Line) -> str:
-        return " ".join(f"{self.x.place(step):.1f},{self.y.place(value):.1f}" for step, value in line)
+# ------------------------------------------------------------------------------------------------- drawing
 
 
-def _axes(steps: Sequence[float], values: Sequence[float], may_log: bool) -> _Axes:
-    low, high = min(values), max(values)
-    log = may_log and low > 0 and high / low > _LOG_FROM
-    if log:
-        low, high = low / 1.2, high * 1.2
-    else:
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-        low, high = (low if low == 0 else low - margin), high + margin
-    x = _Axis(min(steps), max(*steps, min(steps) + 1), _LEFT, _WIDTH - _RIGHT)
-    return _Axes(x, _Axis(low, high, _HEIGHT - _BOTTOM, _TOP, log))
+def _draw(chart: Chart, axes: Axes) -> None:
+    """The chart on empty axes. What a page styles or explains has a gid: `class` or `class|explanation`."""
+    _scale(chart, axes)
+    _dress(chart, axes)
+    left, right = axes.get_xlim()
+    for boundary in chart.boundaries:
+        if left <= boundary.step <= right:
+            _draw_boundary(boundary, axes, to_left=boundary.step > (left + right) / 2)
+    for series in chart.series:
+        _draw_series(series, chart.unit, axes)
+    for level in chart.levels:
+        _draw_level(level, axes)
 
 
-def _grid(axes: _Axes, unit: str) -> list[str]:
-    parts = []
-    bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    ticks = axes.y.ticks()
-    digits = _digits(ticks)
-    for value in ticks:
-        y = axes.y.place(value)
-        text = f"{value:g}" if axes.y.log or digits > 4 else f"{value:.{digits}f}"
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
-    for step in axes.x.ticks():
-        x = axes.x.place(step)
-        anchor = "end" if x > right - 12 else "middle"
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="{anchor}">{short_number(step)}</text>')
-    parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text x="{right}" y="{_HEIGHT - 5}" text-anchor="end">step</text>')
-    if unit:
-        parts.append(f'<text x="{_LEFT - 7}" y="{_TOP - 12}" text-anchor="end">{escape(unit)}</text>')
-    return parts
+def _scale(chart: Chart, axes: Axes) -> None:
+    shown = [*chart.values, *(level.value for level in chart.levels), *([0.0] if chart.zero else [])]
+    steps = [chart.start, *(step for series in chart.series for line in series.lines for step, _ in line)]
+    axes.set_xlim(min(steps), max(*steps, min(steps) + 1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    low, high = min(shown), max(shown)
+    if chart.log and low > 0 and high / low > _LOG_FROM:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.2, high * 1.2)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 1000 else (1, 3)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    axes.set_ylim(low if low == 0 else low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
-def _curve(series: Series, axes: _Axes, unit: str) -> list[str]:
+def _dress(chart: Chart, axes: Axes) -> None:
+    soft = COLOURS["soft"]
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(COLOURS["line"])
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=COLOURS["grid"], linewidth=1)
+    axes.tick_params(left=False, bottom=False, pad=7, labelsize=11, labelcolor=soft)
+    axes.yaxis.get_offset_text().set(color=soft, fontsize=11)
+    corner: dict[str, Any] = {
+        "textcoords": "offset points",
+        "xycoords": "axes fraction",
+        "fontsize": 11,
+        "color": soft,
+    }
+    axes.annotate("step", (1, 0), (0, -33), ha="right", **corner)
+    if chart.unit:
+        axes.annotate(chart.unit, (0, 1), (-7, 12), ha="right", **corner)
+
+
+def _draw_series(series: Series, unit: str, axes: Axes) -> None:
     """Long curves are drawn faint as they are, with their moving average on top."""
-    parts = []
+    colour, label = COLOURS[f"series-{series.colour}"], series.label
     for line in series.lines:
         points = thinned(list(_finite(line)))
-        smooth = len(points) >= _SMOOTHED_FROM
-        if smooth:
-            parts.append(f'<polyline class="raw c{series.colour}" points="{axes.path(points)}"/>')
-        curve = moving_average(points) if smooth else points
-        parts.append(f'<polyline class="curve c{series.colour}" points="{axes.path(curve)}"/>')
+        if not points:
+            continue
+        curve = points
+        if len(points) >= _SMOOTHED_FROM:
+            curve = moving_average(points)
+            axes.plot(*_columns(points), color=colour, linewidth=1, alpha=0.28, clip_on=False, gid="raw")
+        axes.plot(*_columns(curve), color=colour, linewidth=2, clip_on=False, gid="curve", label=label)
+        label = "_"  # one entry of the legend for all pieces
         if series.dots or len(points) == 1:
-            parts += (_dot(point, series, axes, unit) for point in points)
-    return parts
+            for step, value in points:
+                name = f"step {step:,.0f}: {series.label} {value:.4g} {unit}".strip()
+                dot: dict[str, Any] = {
+                    "marker": "o",
+                    "markersize": 7,
+                    "color": colour,
+                    "markeredgecolor": COLOURS["card"],
+                }
+                axes.plot([step], [value], markeredgewidth=1.5, clip_on=False, gid=f"dot|{name}", **dot)
 
 
-def _dot(point: Point, series: Series, axes: _Axes, unit: str) -> str:
-    x, y = axes.x.place(point[0]), axes.y.place(point[1])
-    name = f"step {point[0]:,.0f}: {series.label} {point[1]:.4g} {unit}".strip()
-    title = f"<title>{escape(name)}</title>"
-    return f'<circle class="dot c{series.colour}" cx="{x:.1f}" cy="{y:.1f}" r="3">{title}</circle>'
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
 
 
-def _level(level: Level, axes: _Axes) -> str:
-    y = axes.y.place(level.value)
-    right = _WIDTH - _RIGHT
-    place = f'x="{right}" y="{y - 6 if y > _TOP + 18 else y + 16:.1f}" text-anchor="end"'
-    line = f'<line class="level c{level.colour}" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return f'{line}<text class="halo c{level.colour}" {place}>{escape(level.label)}</text>'
+def _draw_level(level: Level, axes: Axes) -> None:
+    colour = COLOURS["series-0"]
+    axes.axhline(level.value, color=colour, linewidth=1.5, dashes=(4, 2.7), clip_on=False, gid="level")
+    height = axes.transAxes.inverted().transform(axes.transData.transform((0, level.value)))[1]
+    above = height < 0.92
+    text = axes.annotate(
+        level.label, (1, level.value), (0, 5 if above else -5), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=11, color=colour,
+        parse_math=False, zorder=5,
+    )  # fmt: skip
+    text.set_gid("halo")
 
 
-def _boundary(boundary: Boundary, axes: _Axes) -> str:
-    x = axes.x.place(boundary.step)
-    if not _LEFT <= x <= _WIDTH - _RIGHT:
-        return ""
-    to_left = x > (_LEFT + _WIDTH) / 2
-    place = f'x="{x - 5 if to_left else x + 5:.1f}" text-anchor="{"end" if to_left else "start"}"'
-    text = f'<text class="halo" y="{_TOP - 10}" {place}>{escape(boundary.label)}</text>'
-    return f'<line class="boundary" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 22}" y2="{_HEIGHT - _BOTTOM}"/>{text}'
+def _draw_boundary(boundary: Boundary, axes: Axes, *, to_left: bool) -> None:
+    soft = COLOURS["soft"]
+    axes.axvline(boundary.step, ymax=1.08, color=soft, linewidth=1, dashes=(2, 3), clip_on=False)
+    text = axes.annotate(
+        boundary.label, (boundary.step, 1), (-5 if to_left else 5, 8), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right" if to_left else "left", fontsize=11, color=soft, parse_math=False,
+    )  # fmt: skip
+    text.set_gid("halo")
+
+
+def _inline(svg: str, name: str) -> str:
+    """The <svg> of matplotlib's file for use inside HTML: no foreign names, styles or ids, colours as variables."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style", "clipPath"):
+                parent.remove(child)
+    used = {value[1:] for item in root.iter() for key, value in item.attrib.items() if key.endswith("}href")}
+    for item in list(root.iter()):
+        item.tag = item.tag.rpartition("}")[2]
+        item.attrib = {key.rpartition("}")[2]: value for key, value in item.attrib.items()}
+        item.attrib.pop("clip-path", None)  # all lies inside the axes
+        if "id" in item.attrib and item.attrib["id"] not in used:
+            kind, _, explanation = item.attrib.pop("id").partition("|")
+            if kind in ("raw", "curve", "dot", "level", "halo"):
+                item.attrib["class"] = kind
+            if explanation:
+                title = ElementTree.Element("title")
+                title.text = explanation
+                item.insert(0, title)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": name}
+    text = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+    for variable, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text
+
+
+# -------------------------------------------------------------------------------------------------- values
 
 
 def _finite(line: Line) -> Iterable[Point]:
@@ -228,25 +281,3 @@ def short_number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
-    rough = (high - low) / about
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-    return [number * step for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1,) if math.log10(high / low) > 3 else (1, 3)
-    ticks = [factor * 10.0**power for power in powers for factor in factors]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _digits(ticks: Sequence[float]) -> int:
-    """Digits behind the point that tell neighbouring ticks apart."""
-    if len(ticks) < 2:
-        return 2
-    return max(0, math.ceil(-math.log10(ticks[1] - ticks[0]) - 1e-9))
