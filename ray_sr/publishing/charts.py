@@ -51,7 +51,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line with its name on it."""
+    """A horizontal line; the legend names it, where no curve can cross the name."""
 
     value: float
     label: str
@@ -86,6 +86,11 @@ class Chart:
     def values(self) -> list[float]:
         return [value for series in self.series for line in series.lines for _, value in _finite(line)]
 
+    @property
+    def has_legend(self) -> bool:
+        """A single curve has its name from the title."""
+        return len(self.series) > 1 or bool(self.levels)
+
     def svg(self) -> str:
         """An <svg> element without title and legend, which the page has as text. Empty without any finite value."""
         if not self.values:
@@ -102,12 +107,14 @@ class Chart:
 
 def png(charts: Sequence[Chart]) -> bytes:
     """The charts side by side, each with its title and legend. Every one must have a finite value."""
-    figure = Figure(figsize=(_WIDTH / 72 * len(charts), (_HEIGHT + 36) / 72), layout="constrained")
+    figure = Figure(figsize=(_WIDTH / 72 * len(charts), (_HEIGHT + 60) / 72), layout="constrained")
+    figure.get_layout_engine().set(w_pad=12 / 72, h_pad=12 / 72)  # type: ignore[union-attr]
     for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         _draw(chart, axes)
-        axes.set_title(chart.title, fontsize=12, pad=22, color=COLOURS["ink"], parse_math=False)
-        if len(chart.series) > 1:
-            axes.legend(fontsize=9, frameon=False)
+        axes.set_title(chart.title, fontsize=12, pad=28, color=COLOURS["ink"], parse_math=False)
+        if chart.has_legend:
+            for entry in axes.legend(fontsize=9, frameon=False).get_texts():
+                entry.set_parse_math(False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=72)
     return stream.getvalue()
@@ -199,26 +206,17 @@ def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
 
 
 def _draw_level(level: Level, axes: Axes) -> None:
-    colour = COLOURS["series-0"]
-    axes.axhline(level.value, color=colour, linewidth=1.5, dashes=(4, 2.7), clip_on=False, gid="level")
-    height = axes.transAxes.inverted().transform(axes.transData.transform((0, level.value)))[1]
-    above = height < 0.92
-    text = axes.annotate(
-        level.label, (1, level.value), (0, 5 if above else -5), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=11, color=colour,
-        parse_math=False, zorder=5,
-    )  # fmt: skip
-    text.set_gid("halo")
+    line = axes.axhline(level.value, color=COLOURS["series-0"], linewidth=1.5, dashes=(4, 2.7), clip_on=False)
+    line.set(gid="level", label=level.label)
 
 
 def _draw_boundary(boundary: Boundary, axes: Axes, *, to_left: bool) -> None:
     soft = COLOURS["soft"]
     axes.axvline(boundary.step, ymax=1.08, color=soft, linewidth=1, dashes=(2, 3), clip_on=False)
-    text = axes.annotate(
+    axes.annotate(
         boundary.label, (boundary.step, 1), (-5 if to_left else 5, 8), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right" if to_left else "left", fontsize=11, color=soft, parse_math=False,
     )  # fmt: skip
-    text.set_gid("halo")
 
 
 def _inline(svg: str, name: str) -> str:
@@ -235,7 +233,7 @@ def _inline(svg: str, name: str) -> str:
         item.attrib.pop("clip-path", None)  # all lies inside the axes
         if "id" in item.attrib and item.attrib["id"] not in used:
             kind, _, explanation = item.attrib.pop("id").partition("|")
-            if kind in ("raw", "curve", "dot", "level", "halo"):
+            if kind in ("raw", "curve", "dot", "level"):
                 item.attrib["class"] = kind
             if explanation:
                 title = ElementTree.Element("title")

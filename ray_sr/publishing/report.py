@@ -146,12 +146,12 @@ def _cards(
         last = validations[-1]
         for name, label in (("psnr_y", "PSNR-Y"), ("psnr_rgb", "PSNR-RGB")):
             gain = last[name] - last[f"bicubic_{name}"]
-            yield _Card(label, f"{last[name]:.2f} dB", f"{gain:+.2f} dB to {baseline_name(recipe)}")
+            yield _Card(label, f"{last[name]:.2f} dB", f"{gain:+.2f} dB against {baseline_name(recipe)}")
     step, total = max((record["step"] for record in [*steps, *validations]), default=0), recipe.total_steps
     state = "done" if step >= total else f"of {total:,}: {step / total:.0%} when this was written"
     yield _Card("Steps", f"{step:,}", state, min(1.0, step / total))
     if seconds := _seconds(steps):
-        yield _Card("Time in training steps", duration(seconds), f"{step / seconds:.3g} steps/s in the mean")
+        yield _Card("Time in training steps", duration(seconds), f"{step / seconds:.3g} steps/s on average")
     if starts:
         yield _Card("Workers", str(starts[-1]["world"]), str(starts[-1].get("compute", "")))
 
