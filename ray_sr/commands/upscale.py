@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_sr.commands.common import chosen_model, connect_ray, json_option, note, show, store_option
+from ray_sr.commands.common import FiniteRange, chosen_model, connect_ray, json_option, note, show, store_option
 from ray_sr.commands.model_advice import ModelAdvice
 from ray_sr.commands.process import was_closed
 from ray_sr.errors import InputError, RecipeError
@@ -36,7 +36,7 @@ _SIDE = click.IntRange(1)
 @click.option("-o", "--output", metavar="OUT", help="File or folder to write to, - for stdout (default: beside).")
 @click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest "
               "published, else the best that comes with ray-sr).")  # fmt: skip
-@click.option("-s", "--scale", type=click.FloatRange(0, min_open=True), help="Any scale (default: the model's).")
+@click.option("-s", "--scale", type=FiniteRange(0, min_open=True), help="Any scale (default: the model's).")
 @click.option("--width", type=_SIDE, help="Width of the results in pixels, instead of a scale.")
 @click.option("--height", type=_SIDE, help="Height of the results; with --width: they fit into that box.")
 @click.option(
@@ -46,8 +46,8 @@ _SIDE = click.IntRange(1)
     help="Format of the results.",
 )
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
-@click.option("--denoise", type=click.FloatRange(0, 1), help="Share of a cleaning model, blended in.")
-@click.option("--denoise-model", metavar="MODEL", default="light-jpeg-x4", show_default=True, help="That model.")
+@click.option("--denoise", type=FiniteRange(0, 1), help="Share of a cleaning model, blended in.")
+@click.option("--denoise-model", metavar="MODEL", help="That model (default: the one that comes with ray-sr).")
 @click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
 @click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
 @click.option(
@@ -86,7 +86,7 @@ def upscale(
     model: str | None,
     tile: int | None,
     denoise: float | None,
-    denoise_model: str,
+    denoise_model: str | None,
     tta: bool,
     watch: bool,
     codec: str | None,
@@ -229,11 +229,11 @@ def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> 
         raise
 
 
-def _denoising(loaded: Model, share: float, name: str, store: str | None) -> Model:
+def _denoising(loaded: Model, share: float, name: str | None, store: str | None) -> Model:
     from ray_sr.store import load_model
-    from ray_sr.store.blending import blended
+    from ray_sr.store.blending import CLEANING_MODEL, blended
 
-    return blended(loaded, load_model(name, store), share)
+    return blended(loaded, load_model(name or CLEANING_MODEL, store), share)
 
 
 def _here(request: _Request, loaded: Model, engine_options: dict[str, Any], advice: ModelAdvice | None) -> Summary:
@@ -345,9 +345,10 @@ def _on_ray(request: _Request, loaded: Model, engine_options: dict[str, Any], wo
 
 def _moving_below(request: _Request, loaded: Model) -> list[MovingJob]:
     """What moves in folders that the nodes of a cluster share; none where results go into a bucket."""
-    from ray_sr.upscaling import Engine
-    from ray_sr.video.inputs import plan_below
+    output, options = str(request.output), request.options
+    if "://" in output or options.compare or options.consistency:
+        return []
+    from ray_sr.video.inputs import MovingFiles, plan_below
 
-    moving = _moving(request, Engine(loaded.module, loaded.capability, device="cpu"), loaded)
-    output = str(request.output)
-    return [] if moving is None or "://" in output else plan_below(request.photos, output, moving)
+    common: dict[str, Any] = {"wanted": request.wanted, "options": options, "choices": request.clip_choices}
+    return plan_below(request.photos, output, MovingFiles(loaded.capability.scale, **common))

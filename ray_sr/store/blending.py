@@ -9,7 +9,7 @@ from ray_sr.models.weights import generator_from_state
 from ray_sr.recipes.networks import NetworkSpec
 from ray_sr.store.store import Model, ModelRecord, Store
 
-CLEANING_MODEL = "light-jpeg-x4"  # what `denoise` blends in; the default of `upscale --denoise-model` too
+CLEANING_MODEL = "light-jpeg-x4"  # what `denoise` blends in
 
 
 def blended(model: Model, other: Model, share: float) -> Model:

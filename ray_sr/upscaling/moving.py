@@ -8,14 +8,18 @@ from typing import Protocol
 from ray_sr.upscaling.results import FileResult
 
 
-class Moving(Protocol):
-    """Clips and animations in the folders of a run."""
+class MovingNames(Protocol):
+    """Which files of folders are clips and animations, and how their results are called."""
 
     def takes(self, path: Path) -> bool:
         """Whether this file moves and can be enlarged here."""
 
     def ending(self, path: Path) -> str:
         """What follows the stem in the name of its result: suffix and extension."""
+
+
+class Moving(MovingNames, Protocol):
+    """Clips and animations in the folders of a run."""
 
     def upscale(self, source: Path, target: Path) -> FileResult:
         """Enlarges one."""

@@ -12,12 +12,13 @@ from typing import Literal
 from ray_sr.errors import RecipeError
 from ray_sr.images import FORMATS, OTHER_SUFFIXES, SUFFIXES, WRITTEN_SUFFIXES, format_of
 from ray_sr.upscaling.finding import FoundPhoto, find_photos
-from ray_sr.upscaling.moving import Moving
+from ray_sr.upscaling.moving import MovingNames
 from ray_sr.upscaling.record import FileState, ResultRecords
 
 Existing = Literal["refuse", "overwrite", "skip"]
 
 _PICTURES = {*SUFFIXES, *OTHER_SUFFIXES}
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "avif": ".avif", "jxl": ".jxl"}
 
@@ -50,7 +51,7 @@ def plan_jobs(
     existing: Existing = "refuse",
     recursive: bool = False,
     compare: bool = False,
-    moving: Moving | None = None,
+    moving: MovingNames | None = None,
 ) -> list[UpscaleJob]:
     """Jobs for files, folders and glob patterns, in the order named; folders are sorted by name.
 
@@ -83,7 +84,7 @@ def plan_found(
     format: str,
     suffix: str,
     overwrite: bool,
-    moving: Moving | None = None,
+    moving: MovingNames | None = None,
 ) -> list[UpscaleJob]:
     """Jobs for photos of folders whose results go into `folder`: those that the records do not know as done."""
     placed = place_results(found, folder, _endings(suffix + ENDINGS[format], moving), records)
@@ -95,7 +96,7 @@ def plan_found(
     return list(_checked(waiting, format, "overwrite" if overwrite else "skip", compare=False, recorded=True))
 
 
-def _endings(photos: str, moving: Moving | None) -> Callable[[FoundPhoto], str]:
+def _endings(photos: str, moving: MovingNames | None) -> Callable[[FoundPhoto], str]:
     """What follows the stem of each in the name of its result."""
     return lambda found: moving.ending(found.path) if moving is not None and found.moves else photos
 
@@ -132,6 +133,8 @@ def _check_kind(output: str) -> None:
 def _check_output_name(output: str, format: str | None) -> None:
     """Raises RecipeError for the name of a picture that cannot be written, or is to be of another format."""
     suffix = Path(output).suffix.lower()
+    if suffix in ARCHIVES:
+        raise RecipeError(f"{output}: archives are not written: name a folder or a picture")
     if suffix in _PICTURES and suffix not in WRITTEN_SUFFIXES:
         endings = ", ".join(WRITTEN_SUFFIXES)
         raise RecipeError(f"{output}: cannot be written: the name must end in one of {endings}")
@@ -182,9 +185,11 @@ def _known_owners(choices: list[tuple[FoundPhoto, list[Path]]], records: ResultR
 
 def _belows(found: Sequence[FoundPhoto]) -> dict[FoundPhoto, Path]:
     """Where below the output each photo's result goes, still under the photo's name."""
-    named = [photo for photo in found if photo.below is None]
-    counts = Counter(photo.path.stem for photo in named if photo.problem is None)
-    parents = {os.path.abspath(photo.path.parent) for photo in named}
+    flat = [photo for photo in found if photo.below is None or photo.below.name == str(photo.below)]
+    counts = Counter(photo.path.stem for photo in flat if photo.problem is None)
+    parents = {
+        os.path.abspath(photo.path.parent) for photo in flat if photo.below is None or counts[photo.path.stem] > 1
+    }
     root = os.path.commonpath(parents) if parents else ""
     belows = {}
     for photo in found:

@@ -43,7 +43,7 @@ from ray_sr.storage import (
 from ray_sr.store import Model
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions, UpscaleWorker, run_jobs
-from ray_sr.upscaling.naming import ENDINGS, UpscaleJob
+from ray_sr.upscaling.naming import ARCHIVES, ENDINGS, UpscaleJob
 from ray_sr.upscaling.progress import ProgressReport
 from ray_sr.upscaling.record import ResultRecords
 from ray_sr.upscaling.results import FileResult, Summary
@@ -163,8 +163,8 @@ def _passed_over(places: Sequence[str], output: str, apart: Collection[str]) -> 
 
 
 def _check_names(output: str, suffix: str) -> None:
-    if PurePosixPath(output).suffix.lower() in SUFFIXES or not output:
-        raise RecipeError(f"{output or 'an empty name'}: an archive goes into a folder: name one with -o")
+    if PurePosixPath(output).suffix.lower() in (*SUFFIXES, *ARCHIVES) or not output:
+        raise RecipeError(f"{output or 'an empty name'}: results go into a folder: name one with -o")
     if "/" in suffix:
         raise RecipeError(f"the suffix {suffix!r} is a part of names and cannot hold /")
 
@@ -207,7 +207,8 @@ def _free_target(photo: PhotoFile, place: str, ending: str, taken: dict[str, str
     of the same folder has it, with its own suffix in the name."""
     path = PurePosixPath(photo.name)
     names = _target(photo, ending), str(path.with_name(path.name.replace(".", "_") + ending))
-    folder = PurePosixPath(_plain(place)).name
+    at = PurePosixPath(_plain(place))
+    folder = at.parent.name if str(at) == _plain(photo.uri) else at.name
     below = [f"{folder}/{name}" for name in names if taken.get(names[0], place) != place]
     return next((name for name in (names[0], *below, names[1]) if name not in taken), names[0])
 

@@ -13,8 +13,8 @@ from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.files import FileOptions
 from ray_sr.upscaling.finding import FoundPhoto, walk_photos
-from ray_sr.upscaling.moving import Moving
-from ray_sr.upscaling.naming import place_results
+from ray_sr.upscaling.moving import MovingNames
+from ray_sr.upscaling.naming import ARCHIVES, place_results
 from ray_sr.upscaling.record import FileState, ResultRecords
 from ray_sr.upscaling.results import FileResult
 from ray_sr.upscaling.target_size import TargetSize
@@ -116,7 +116,7 @@ def _output_file(output: str | None) -> Path | None:
     suffix = path.suffix.lower()
     if suffix in RESULT_SUFFIXES or suffix in ANIMATIONS:
         return path
-    if suffix in (*CLIP_SUFFIXES, ".jpg", ".jpeg", ".tif", ".tiff", ".avif", ".heic", ".jxl"):
+    if suffix in (*CLIP_SUFFIXES, *ARCHIVES, ".jpg", ".jpeg", ".tif", ".tiff", ".avif", ".heic", ".jxl"):
         known = ", ".join((*RESULT_SUFFIXES, *ANIMATIONS))
         raise RecipeError(f"{output}: what moves cannot be written as that: the name must end in one of {known}")
     return None
@@ -200,7 +200,7 @@ def refused(job: MovingJob, error: RecipeError) -> ClipResult:
     return ClipResult(*names, "failed", told)
 
 
-def plan_below(places: Sequence[str], output: str, moving: Moving) -> list[MovingJob]:
+def plan_below(places: Sequence[str], output: str, moving: MovingNames) -> list[MovingJob]:
     """What moves in the local folders among the places, to the bottom; results keep the folders' structure."""
     inner, records = os.path.realpath(output), ResultRecords()
     found: list[FoundPhoto] = []
@@ -215,31 +215,16 @@ def plan_below(places: Sequence[str], output: str, moving: Moving) -> list[Movin
     return [MovingJob(one.path, target) for one, target in placed]
 
 
-class MovingInFolders:
-    """Clips and animations of a run over folders: `ray_sr.upscaling.moving.Moving`.
+class MovingFiles:
+    """Which files of folders are clips and animations, and how their results are called, at a model's scale.
 
-    Options as for `upscale_moving`. Clips are taken where PyAV is there. watching: unfinished runs are gone on
-    with, and begun anew where they are of another source or other options. Raises RecipeError for options that
-    clips do not have.
+    Clips are taken where PyAV is there. Raises RecipeError for options that clips do not have.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        model: str,
-        wanted: TargetSize,
-        options: FileOptions,
-        choices: dict[str, Any],
-        quiet: bool = False,
-        report: Callable[[FileResult], None] = lambda result: None,
-        watching: bool = False,
-    ) -> None:
-        chosen = clip_options(options, **choices)
-        self._options = replace(chosen, resume=True) if watching else chosen
-        self._common: dict[str, Any] = {"model": model, "wanted": wanted, "quiet": quiet}
-        self._suffix = wanted.suffix(engine.scale) if options.suffix is None else options.suffix
-        self._engine, self._format, self._report, self._watching = engine, options.format, report, watching
+    def __init__(self, scale: int, *, wanted: TargetSize, options: FileOptions, choices: dict[str, Any]) -> None:
+        self._options = clip_options(options, **choices)
+        self._suffix = wanted.suffix(scale) if options.suffix is None else options.suffix
+        self._format = options.format
         self._clips = _has_av()
         self._known: dict[Path, tuple[FileState | None, bool]] = {}
 
@@ -256,6 +241,32 @@ class MovingInFolders:
     def ending(self, path: Path) -> str:
         """What follows the stem in the name of its result."""
         return self._suffix + _ending(path, self._format)
+
+
+class MovingInFolders(MovingFiles):
+    """Clips and animations of a run over folders: `ray_sr.upscaling.moving.Moving`.
+
+    Options as for `upscale_moving`. watching: unfinished runs are gone on with, and begun anew where they are of
+    another source or other options.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        wanted: TargetSize,
+        options: FileOptions,
+        choices: dict[str, Any],
+        quiet: bool = False,
+        report: Callable[[FileResult], None] = lambda result: None,
+        watching: bool = False,
+    ) -> None:
+        super().__init__(engine.scale, wanted=wanted, options=options, choices=choices)
+        if watching:
+            self._options = replace(self._options, resume=True)
+        self._common: dict[str, Any] = {"model": model, "wanted": wanted, "quiet": quiet}
+        self._engine, self._report, self._watching = engine, report, watching
 
     def upscale(self, source: Path, target: Path) -> ClipResult:
         """Enlarges one; options that do not fit it are its failure."""

@@ -10,6 +10,7 @@ from ray_sr.errors import RecipeError
 from ray_sr.upscaling.finding import passed_over
 from ray_sr.upscaling.naming import plan_jobs
 from ray_sr.upscaling.results import Summary
+from ray_sr.video.inputs import plan_moving
 from tests.image_files import JPEG
 
 
@@ -50,3 +51,32 @@ def test_the_name_gives_the_format_and_another_one_is_an_error(tmp_path: Path, e
     assert plan_jobs([photo], target, format=format)[0].problem is None
     with pytest.raises(RecipeError, match=format):
         plan_jobs([photo], target, format="webp")
+
+
+@pytest.mark.parametrize("name", ["big.zip", "big.TAR", "big.tar.gz", "big.7z"])
+def test_an_archive_is_no_folder(tmp_path: Path, name: str) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(JPEG)
+    with pytest.raises(RecipeError, match=r"archives are not written: name a folder"):
+        plan_jobs([photo], tmp_path / name)
+    with pytest.raises(RecipeError, match=r"cannot be written as that"):
+        plan_moving(["clip.mp4"], str(tmp_path / name), "_x2", None)
+    (tmp_path / name).mkdir()
+    assert plan_jobs([photo], tmp_path / name)[0].problem is None
+
+
+def test_a_photo_beside_a_folder_keeps_its_own_folder_where_names_meet(tmp_path: Path) -> None:
+    for name in ("2023/a.jpg", "2023/b.jpg", "2024/a.jpg", "2025/06/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(JPEG)
+
+    def results(*names: str) -> list[str]:
+        jobs = plan_jobs([tmp_path / name for name in names], tmp_path / "out", suffix="_x2")
+        assert all(job.problem is None for job in jobs)
+        return [str(job.target.relative_to(tmp_path / "out")) for job in jobs if job.target]
+
+    assert results("2023", "2024/a.jpg") == ["a_x2.png", "b_x2.png", "2024/a_x2.png"]
+    assert results("2024/a.jpg", "2023") == ["2024/a_x2.png", "a_x2.png", "b_x2.png"]
+    assert results("2023", "2025/06/c.jpg") == ["a_x2.png", "b_x2.png", "c_x2.png"]
+    assert results("2023", "2024", "2024/a.jpg") == ["2023/a_x2.png", "2023/b_x2.png", "2024/a_x2.png"]
+    assert results("2023", "2023/a.jpg") == ["a_x2.png", "b_x2.png"]
