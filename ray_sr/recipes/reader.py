@@ -27,6 +27,7 @@ KeyPath = tuple[Key, ...]
 S = TypeVar("S", bound=Section)
 
 _LIBRARY = resources.files("ray_sr") / "recipes" / "library"
+LONGEST_SHOWN = 100  # characters of a wrong value
 
 
 def recipe_names() -> list[str]:
@@ -69,7 +70,7 @@ def parse_section(
     for override in overrides:
         path = _apply_override(data, override)
         origins = {known: place for known, place in origins.items() if known[: len(path)] != path}
-        origins[path] = (options or {}).get(override, f"override {override}")
+        origins[path] = (options or {}).get(override, f"override {_cut(override)}")
     try:
         made = model.model_validate(data, context={CHECK_ARCHITECTURES: True})
     except ValidationError as problem:
@@ -122,7 +123,10 @@ def _parse_yaml(text: str, source: str, what: str) -> tuple[dict[str, Any], dict
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{source}:{mark.line + 1}" if mark else source
-        raise RecipeError(f"not YAML: {getattr(error, 'problem', None) or error} [{place}]") from None
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"not YAML: {problem} [{place}]") from None
+    except RecursionError:
+        raise RecipeError(f"nested more deeply than any {what.removeprefix('a ')} is [{source}]") from None
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -156,8 +160,8 @@ def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
     path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in key.strip().split("."))
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {override!r}: {value!r} is not a YAML value") from None
+    except (yaml.YAMLError, RecursionError):
+        raise RecipeError(f"override {_shortened(override)}: {_shortened(value)} is not a YAML value") from None
     here: Any = data
     for part in path[:-1]:
         here = _step_into(here, part, override)
@@ -234,7 +238,16 @@ def _explain(error: ErrorDetails, path: KeyPath, root: type[BaseModel]) -> str:
     text = error["msg"].replace("Input should be", "should be")
     if kind == "literal_error" and isinstance(given, str):
         text += did_you_mean(given, context["expected"].replace(" or ", ", ").replace("'", "").split(", "))
-    return f"{text} (got {given!r})" if not isinstance(given, (dict, list)) else text
+    return text if isinstance(given, (dict, list)) else f"{text} (got {_shortened(given)})"
+
+
+def _shortened(value: Any) -> str:
+    """As it is written in Python; of a long text its begin."""
+    return _cut(repr(value[: LONGEST_SHOWN + 1] if isinstance(value, str) else value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

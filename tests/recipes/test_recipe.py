@@ -170,3 +170,24 @@ def test_the_reference_page_is_up_to_date() -> None:
     """Made anew by `ray-sr recipes reference > docs/recipe.md`."""
     committed = Path(__file__).parents[2] / "docs" / "recipe.md"
     assert committed.read_text(encoding="utf-8") == reference_page()
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 3000, "{a: " * 3000, "- " * 3000])
+def test_yaml_that_is_nested_too_deeply_is_one_line(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"nested more deeply than any recipe is \[deep\.yaml\]"):
+        parse_recipe(text, source="deep.yaml")
+    with pytest.raises(RecipeError, match="is not a YAML value") as caught:
+        load_recipe("demo", [f"name={text}"])
+    assert len(str(caught.value)) < 400
+
+
+def test_of_long_values_the_begin_is_shown() -> None:
+    with pytest.raises(RecipeError, match=r"at most 64 characters \(got 'xxx.*…\)") as caught:
+        load_recipe("demo", [f"name={'x' * 100_000}"])
+    assert len(str(caught.value)) < 400
+
+
+def test_yaml_with_a_nul_is_one_line() -> None:
+    with pytest.raises(RecipeError, match="not YAML: unacceptable character") as caught:
+        parse_recipe("name: \0")
+    assert "\n" not in str(caught.value)
