@@ -1,7 +1,8 @@
 """`ray-sr`: the command line. Thin: each command imports what it needs when it runs.
 
 Exit codes: 0 done; 1 unexpected; 2 usage or recipe; 3 some input missing or unreadable (the rest is
-done); 4 resources; 5 checkpoint or model does not fit; 6 cluster or server; 130 interrupted.
+done); 4 resources (memory, disk, devices, permissions); 5 checkpoint or model does not fit; 6 cluster or
+server; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ray_sr.commands.submit import submit
 from ray_sr.commands.train import demo, report, train
 from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
-from ray_sr.errors import RaySRError, ResourceError
+from ray_sr.errors import RaySRError, ResourceError, printable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,6 +44,7 @@ def cli(verbose: bool, debug: bool) -> None:
 
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_OF_THE_SYSTEM = (*_OUT_OF_SPACE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE)
 _COMMANDS = (
     doctor,
     recipes,
@@ -69,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     open_standard_streams()
     end_by_exception()
-    sys.exit(_run(arguments, debug))
+    try:
+        code = _run(arguments, debug)
+    except OSError:  # stderr takes nothing more: the code alone can tell
+        code = ResourceError.exit_code
+    sys.exit(code)
 
 
 def _run(arguments: list[str], debug: bool) -> int:
@@ -95,15 +101,24 @@ def _run(arguments: list[str], debug: bool) -> int:
     except OSError as error:
         if debug:
             traceback.print_exc()
-        if error.errno not in _OUT_OF_SPACE or error.filename is not None:
-            return _unexpected(error)
-        _drop_output()
-        click.echo(f"error: the result cannot be written to stdout: {error.strerror}", err=True)
-        return ResourceError.exit_code
+        return _refused_by_system(error)
     except Exception as error:
         if debug:
             traceback.print_exc()
         return _unexpected(error)
+
+
+def _refused_by_system(error: OSError) -> int:
+    """No room, no permission or no descriptors: nothing of that is a defect, wherever it is met."""
+    if error.errno not in _OF_THE_SYSTEM:
+        return _unexpected(error)
+    if error.errno in _OUT_OF_SPACE and error.filename is None:
+        _drop_output()
+        click.echo(f"error: the result cannot be written to stdout: {error.strerror}", err=True)
+    else:
+        place = "" if error.filename is None else f"{printable(error.filename)}: "
+        click.echo(f"error: {place}{error.strerror}", err=True)
+    return ResourceError.exit_code
 
 
 def _unexpected(error: Exception) -> int:

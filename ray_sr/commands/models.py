@@ -178,7 +178,7 @@ def import_file(
     ADDRESS is https://…/NAME.pth#sha256=DIGITS, hf:OWNER/REPO/FILE (Hugging Face), or openmodeldb:NAME: fetched,
     checked by its hash, and only then read; its licence is kept in the record.
 
-    Weights are read without running code from the file; any pickle that would is refused.
+    FILE may be - for stdin. Weights are read without running code from the file; any pickle that would is refused.
     """
     if overrides and recipe is None:
         raise click.UsageError(f"{overrides[0]}: give the recipe that it changes too (-c RECIPE)")
@@ -189,7 +189,10 @@ def import_file(
     from ray_sr.store.remote import is_address
 
     place = Store(store)
-    source, licence = file, None
+    if file == "-" and name is None:
+        raise click.UsageError("weights from stdin have no name: give --name NAME")
+    source, licence = ("stdin" if file == "-" else file), None
+    file = "/dev/stdin" if file == "-" else file
     if is_address(file):
         remote = _fetched(file, quiet=as_json)
         file, source, licence = str(remote.path), remote.source, remote.licence

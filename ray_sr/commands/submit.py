@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_sr.commands.common import note
+from ray_sr.commands.common import FiniteRange, note
 from ray_sr.commands.data import prepare
 from ray_sr.commands.evaluate import evaluate
 from ray_sr.commands.models import publish
@@ -51,10 +53,10 @@ ENTRIES = {
 @click.option("--no-wait", is_flag=True, help="Return once the job has started.")
 @click.option(
     "--cpus",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="CPUs reserved for the job's own process, which then leaves the head node.",
 )
-@click.option("--gpus", type=click.FloatRange(0), help="The same for GPUs.")
+@click.option("--gpus", type=FiniteRange(0), help="The same for GPUs.")
 @click.option("--follow", metavar="ID", help="Instead: follow a job that was submitted before.")
 def submit(
     job: str | None,
@@ -107,8 +109,18 @@ def _check(entry: _Entry, arguments: tuple[str, ...]) -> tuple[str, ...]:
 
         checks["space_file"] = lambda file: read_space(file, trials=values["trials"], seconds=None)
     for key, check in checks.items():
+        if stat.S_ISFIFO(_mode(values[key])):
+            raise click.UsageError(f"{values[key]}: a pipe cannot be sent along with a job: give a file")
         check(values[key])
     return tuple(file for key in checks if Path(file := values[key]).is_file())
+
+
+def _mode(file: str) -> int:
+    """What kind of file it is; 0 where there is none."""
+    try:
+        return os.stat(file).st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 def _job_server(address: str | None) -> JobServer:

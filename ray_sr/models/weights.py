@@ -156,9 +156,15 @@ class _WithoutDraws(TorchFunctionMode):
 
 def decode_weights(data: bytes, source: str) -> WeightsFile:
     """Parse the bytes of a .safetensors or PyTorch file; `source` names it in errors. Raises ModelError."""
-    if source.lower().endswith(".safetensors"):
+    if _is_safetensors(data, source):
         return _decode_safetensors(data, source)
     return WeightsFile(find_state(_safe_unpickle(data, source), source), None, {})
+
+
+def _is_safetensors(data: bytes, source: str) -> bool:
+    """By the name, or by what a pipe without one gives: the length of a JSON object, and that object."""
+    length = int.from_bytes(data[:8], "little")
+    return source.lower().endswith(".safetensors") or (data[8:9] == b"{" and length + 8 <= len(data))
 
 
 def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
@@ -168,7 +174,7 @@ def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
     """
     source = str(path)
     data = read_weights(path)
-    if source.lower().endswith(".safetensors"):
+    if _is_safetensors(data, source):
         return _decode_safetensors(data, source).state
     content = _safe_unpickle(data, source)
     inner = content.get(part) if isinstance(content, dict) else None

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ray_sr.errors import ModelError
 from ray_sr.images import write_bytes
 from ray_sr.models.weights import encode_weights
 from ray_sr.recipes.reader import load_recipe, recipe_yaml
@@ -26,7 +25,8 @@ from ray_sr.store import load_model
 from ray_sr.store.store import SHIPPED
 from tests.photos import noise
 
-UPSCALE = f"{sys.executable} -m ray_sr.cli upscale -n bicubic -s 2"
+RAY_SR = f"{sys.executable} -m ray_sr.cli"
+UPSCALE = f"{RAY_SR} upscale -n bicubic -s 2"
 
 
 @pytest.fixture
@@ -75,12 +75,23 @@ def test_recipes_and_weights_come_by_pipes_too(tmp_path: Path) -> None:
     whole = load_model("light-x2", SHIPPED)
     assert whole.network is not None
     for pipe in piped(encode_weights(whole.module.state_dict(), whole.network)):
-        with pytest.raises(ModelError, match="not a readable PyTorch weights file"):
-            load_model(str(pipe))  # whose name says nothing of safetensors
+        piped_model = load_model(str(pipe))  # whose name says nothing of safetensors
+    for key, value in whole.module.state_dict().items():
+        assert torch.equal(piped_model.module.state_dict()[key], value)
     buffer = io.BytesIO()
     torch.save({"params": {f"body.{i}.weight": torch.ones(shape) for i, shape in SHAPES.items()} | BIASES}, buffer)
     for pipe in piped(buffer.getvalue()):
         assert load_model(str(pipe)).capability.scale == 2
+
+
+@pytest.mark.slow
+def test_weights_are_imported_from_stdin(tmp_path: Path) -> None:
+    whole = load_model("light-x2", SHIPPED)
+    assert whole.network is not None
+    (tmp_path / "weights").write_bytes(encode_weights(whole.module.state_dict(), whole.network))
+    done = shell(f"cat weights | {RAY_SR} models import - --name mine --store s --json", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_model("mine", tmp_path / "s").network == whole.network
 
 
 SHAPES = {0: (5, 3, 3, 3), 1: (5,), 2: (5, 5, 3, 3), 3: (5,), 4: (12, 5, 3, 3)}
@@ -97,6 +108,9 @@ BIASES = {f"body.{i}.bias": torch.zeros(SHAPES[i][0]) for i in (0, 2, 4)}
         (f"{UPSCALE} a.png -o - > /dev/full", 4, b"cannot be written to stdout: No space left on device"),
         (f"{sys.executable} -m ray_sr.cli recipes list > /dev/full", 4, b"cannot be written to stdout"),
         (f"{UPSCALE} <(cat a.png) <(cat a.png) -o out", 3, b"not a regular file"),
+        (f"{UPSCALE} a.png -o b.png 2> /dev/full", 4, b""),
+        (f"{RAY_SR} models import - < a.png", 2, b"weights from stdin have no name: give --name"),
+        (f"{RAY_SR} submit train -c <(echo scale: 2)", 2, b"a pipe cannot be sent along with a job"),
     ],
 )
 def test_what_cannot_go_on_is_one_line(command: str, code: int, message: bytes, photo: Path) -> None:
