@@ -101,6 +101,12 @@ def test_recipe_errors_are_all_shown_with_exit_code_2(capsys: pytest.CaptureFixt
         (["data", "prepare", "{tmp}", "-o", "{tmp}/s", "--step", "1"], 2, "--step"),
         (["serve", "-n", "bicubic", "--host", "0.0.0.0"], 2, "--insecure"),
         (["nonsense"], 2, "No such command"),
+        (["upscale", "x.png", "-n", "bicubic", "-s", "nan"], 2, "not a finite number"),
+        (["upscale", "x.png", "-n", "bicubic", "--denoise", "nan"], 2, "not a finite number"),
+        (["train", "-c", "demo", "--plan", "--hourly", "inf"], 2, "not a finite number"),
+        (["data", "prepare", "{tmp}", "-o", "{tmp}/s", "--validation", "nan"], 2, "not a finite number"),
+        (["tune", "--resume", "-o", "{tmp}"], 3, "no sweep here"),
+        (["serve", "-n", "bicubic", "--access-log", "/proc/nowhere/log"], 4, "cannot be written"),
     ],
 )
 def test_errors_are_one_line_with_a_documented_code(
@@ -110,6 +116,32 @@ def test_errors_are_one_line_with_a_documented_code(
     assert got == code, err
     assert text in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "{tmp}/file", "{tmp}/file/below"])
+@pytest.mark.parametrize("command", ["data prepare {tmp}", "train -c demo", "tune -c demo -s {tmp}/space.yaml"])
+def test_places_that_cannot_be_written_are_told_before_ray_starts(
+    command: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """These are tests of the fast tier, which fail where a Ray starts."""
+    Image.fromarray(real_photos()["coffee"][:120, :160]).save(tmp_path / "coffee.png")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "space.yaml").write_text("fields: {generator.blocks: {choice: [1, 2]}}")
+    before = sorted(tmp_path.iterdir())
+    words = f"{command} -o {place}".format(tmp=tmp_path).split()
+    code, _, err = run(*words, capsys=capsys)
+    assert code == 4, err
+    assert "cannot make this folder" in err.splitlines()[-1]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_shards_that_are_not_there_are_told_before_ray_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run("train", "-c", "demo", "--data", str(tmp_path), "-o", str(tmp_path / "r"), capsys=capsys)
+    assert code == 3
+    assert "no manifest.json here" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_upscale_reads_photos_and_names_what_it_cannot(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ray_sr.commands.common import json_option, note, show
+from ray_sr.commands.common import FiniteRange, json_option, note, show
 
 
 @click.group()
@@ -91,9 +91,9 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
 
 @bench.command()
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--p99", "bound", default=1000.0, show_default=True, type=click.FloatRange(1), help="Bound in ms.")
-@click.option("--rate", type=click.FloatRange(0.01), help="Offer only this rate, in requests/s.")
-@click.option("--seconds", default=15.0, show_default=True, type=click.FloatRange(1), help="Duration of each load.")
+@click.option("--p99", "bound", default=1000.0, show_default=True, type=FiniteRange(1), help="Bound in ms.")
+@click.option("--rate", type=FiniteRange(0.01), help="Offer only this rate, in requests/s.")
+@click.option("--seconds", default=15.0, show_default=True, type=FiniteRange(1), help="Duration of each load.")
 @click.option("--size", "sizes", multiple=True, default=(128, 256), show_default=True, type=click.IntRange(8),
               help="Side of a picture; give it more than once for a mix.")  # fmt: skip
 @click.option("--key", help="API key, where the service asks for one.")

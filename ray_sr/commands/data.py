@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, place, recipe_option, show
+from ray_sr.commands.common import (
+    FiniteRange,
+    connect_ray,
+    json_option,
+    note,
+    overrides_argument,
+    place,
+    recipe_option,
+    show,
+)
 from ray_sr.errors import InputError
 
 
@@ -23,7 +32,7 @@ def data() -> None:
 @click.option("--step", default=240, show_default=True, help="Distance between sub-images in pixels.")
 @click.option("--minimum", default=96, show_default=True, help="Leave out photos with a smaller side.")
 @click.option("--encoding", type=click.Choice(["webp", "png", "raw"]), default="webp", show_default=True)
-@click.option("--validation", default=0.05, show_default=True, type=click.FloatRange(0, 0.5),
+@click.option("--validation", default=0.05, show_default=True, type=FiniteRange(0, 0.5),
               help="Fraction of the photos held out for validation.")  # fmt: skip
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
 @click.option("--inputs", metavar="FOLDER", help="Input photos of the same names, for degradation `pairs`.")
@@ -45,6 +54,7 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
     from ray_sr.data.manifest import Cutting
     from ray_sr.data.sources import PassedOver, find_photos
     from ray_sr.progress import Progress
+    from ray_sr.storage import require_place
 
     try:
         how = Cutting(**cutting, input_scale=scale if inputs else 0)
@@ -57,6 +67,7 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
     for one in passed_over:
         note(str(one))
     note(f"{len(found)} photos, {sum(photo.size for photo in found) / 2**20:.0f} MiB")
+    require_place(output)
     connect_ray()
     from ray_sr.cluster import telling_of_starvation
     from ray_sr.data.shards import prepare as make_shards
@@ -177,7 +188,7 @@ def preview(recipe_name: str, overrides: tuple[str, ...], photos: tuple[str, ...
 @recipe_option()
 @overrides_argument
 @click.option("--data", "shards", metavar="SHARDS", help="Shard set (default: data.shards of the recipe).")
-@click.option("--seconds", default=5.0, show_default=True, type=click.FloatRange(0.1), help="Time for each figure.")
+@click.option("--seconds", default=5.0, show_default=True, type=FiniteRange(0.1), help="Time for each figure.")
 @click.option("--processes", type=click.IntRange(1), help="Cores to use (default: all of this machine).")
 @json_option
 def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seconds: float, processes: int | None,

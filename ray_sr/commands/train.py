@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ray_sr.commands.common import connect_ray, json_option, note, overrides_argument, recipe_option, show
+from ray_sr.commands.common import (
+    FiniteRange,
+    connect_ray,
+    json_option,
+    note,
+    overrides_argument,
+    recipe_option,
+    show,
+)
 
 if TYPE_CHECKING:
     from ray_sr.recipes.recipe import Recipe
@@ -30,7 +38,9 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Run 50 steps of each stage and estimate time and memory of the whole run.",
 )
-@click.option("--hourly", type=float, metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) per hour.")
+@click.option(
+    "--hourly", type=FiniteRange(0), metavar="PRICE", help="With --plan: price of a GPU (or CPU worker) per hour."
+)
 @json_option
 def train(
     recipe_name: str,
@@ -61,6 +71,7 @@ def train(
         _plan(recipe, shards, hourly, as_json)
         return
     folder = output or f"runs/{recipe.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    _check_places(recipe, shards, folder)
     connect_ray()
     from ray_sr.training.launch import train as launch
     from ray_sr.training.progress import TrainingProgress
@@ -79,6 +90,16 @@ def train(
         text += f", PSNR-Y {trained.metrics['psnr_y']:.2f} dB on the held-out photos ({gain:+.2f} dB to bicubic)"
     result = {"run": run.place, "step": trained.step, "metrics": trained.metrics, "generator": generator}
     show(result, f"{text}\ngenerator: {generator}", as_json)
+
+
+def _check_places(recipe: Recipe, shards: str | None, folder: str) -> None:
+    """Say at once, before Ray starts, that the shards cannot be read or the run cannot be written."""
+    from ray_sr.data.manifest import read_manifest
+    from ray_sr.storage import require_place, resolve_location
+
+    if data := shards or recipe.data.shards:
+        read_manifest(resolve_location(data))
+    require_place(resolve_location(folder))
 
 
 @click.command()

@@ -63,6 +63,7 @@ def tune(
         _check_store(store, publish)
     from ray_sr.cluster import connect
 
+    _check_place(output, resume)
     if not as_json:
         note("connecting to Ray …")
     connect(verbose=is_verbose(), dashboard=True)
@@ -130,6 +131,18 @@ def _check_store(store: str | None, channel: str) -> None:
         raise ModelError(
             f"--publish {channel}: cannot name a channel: letters, digits, dots, - and _, and no model's name"
         )
+
+
+def _check_place(output: str | None, resume: bool) -> None:
+    """Say at once, before Ray starts, that there is no sweep to go on with, or that none can be written."""
+    from ray_sr.storage import require_place, resolve_location
+
+    place = resolve_location(output or "sweeps")
+    if resume:
+        from ray_sr.tuning.folder import SweepFolder
+
+        SweepFolder.at(place).card()
+    require_place(place)
 
 
 def _check_same(sweep: SweepFolder, recipe: Recipe | None, space: Space | None, shards: str | None) -> None:

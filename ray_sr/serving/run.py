@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from ray_sr.cluster import connect, disconnect
-from ray_sr.errors import ClusterError, RecipeError
+from ray_sr.errors import ClusterError, RecipeError, ResourceError
 from ray_sr.serving import proxy
 from ray_sr.serving.app import build, fit_to_cluster, require_room
 from ray_sr.serving.job_storage import JobStorage, jobs_location
@@ -77,6 +77,8 @@ def running_service(
         read_keys(options.keys)
     if options.webhook_secret:
         read_secret(options.webhook_secret)
+    if options.access_log:
+        _require_writable(options.access_log)
     for model in options.models:
         load_model(model, options.store)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -92,6 +94,14 @@ def running_service(
             yield f"http://{_in_url(host)}:{port}"
         finally:
             _stop(own_ray)
+
+
+def _require_writable(file: str) -> None:
+    try:
+        with open(file, "ab"):
+            pass
+    except OSError as error:
+        raise ResourceError(f"{file}: cannot be written: {error.strerror or error}") from None
 
 
 def refuse_public_host(host: str, guarded: bool) -> None:

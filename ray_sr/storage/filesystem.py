@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import uuid
 from pathlib import Path
 
@@ -100,6 +101,22 @@ def make_folder(filesystem: pafs.FileSystem, path: str) -> None:
         filesystem.create_dir(path, recursive=True)
     except (OSError, pa.ArrowException) as error:
         raise ResourceError(f"{path}: cannot make this folder: {first_line(error)}") from None
+
+
+def require_place(place: str) -> None:
+    """Tries on this machine, at once, whether a folder could be made and written into; URIs are left to their time.
+
+    It leaves nothing behind. Raises ResourceError.
+    """
+    if "://" in place:
+        return
+    there = Path(place).expanduser()
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        os.rmdir(tempfile.mkdtemp(prefix=".ray-sr-", dir=there))
+    except OSError as error:
+        raise ResourceError(f"{place}: cannot make this folder: {first_line(error)}") from None
 
 
 def write_file(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:

@@ -6,6 +6,7 @@ Each hidden file is locked as long as its process works on it, so that nobody ta
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -42,6 +43,18 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, mode: int = 0o666) -
     """Writes a file whole or not at all (see `written_aside`). Raises OSError."""
     with written_aside(path, mode) as aside:
         aside.write_bytes(data)
+
+
+def why_absent(path: str | os.PathLike[str]) -> str:
+    """Why nothing is found at a path: there is nothing, or it cannot be looked for."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return error.strerror or str(error)
+    except ValueError:  # a name that no file can have
+        pass
+    return "no such file or folder"
 
 
 def remove_leftovers(folder: Path) -> None:
