@@ -123,7 +123,8 @@ def read_manifest(shards: str) -> Manifest:
     try:
         text = read_file(filesystem, path)
     except OSError as error:
-        if exists(filesystem, folder) and not exists(filesystem, path):
+        may_look = not isinstance(error, PermissionError)
+        if may_look and exists(filesystem, folder) and not exists(filesystem, path):
             raise InputError(
                 f"{shards}: no {MANIFEST} here: not a shard folder, or `ray-sr data prepare` did not finish"
             ) from None
@@ -135,6 +136,12 @@ def read_manifest(shards: str) -> Manifest:
 
 
 def read_photos(shards: str) -> list[dict[str, object]]:
-    """Every photo that `data prepare` saw: source, size, hash, split, or the reason it was left out."""
+    """Every photo that `data prepare` saw: source, size, hash, split, or the reason it was left out.
+
+    Raises InputError where that cannot be read.
+    """
     filesystem, folder = open_filesystem(shards)
-    return pq.read_table(f"{folder}/{PHOTOS}", filesystem=filesystem).to_pylist()
+    try:
+        return pq.read_table(f"{folder}/{PHOTOS}", filesystem=filesystem).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{shards}: cannot read {PHOTOS}: {first_line(error)}") from None

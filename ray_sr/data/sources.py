@@ -18,6 +18,7 @@ from ray_sr.data.manifest import MANIFEST, PHOTOS, SHARD_NAME
 from ray_sr.errors import InputError
 from ray_sr.images import OTHER_SUFFIXES, SUFFIXES
 from ray_sr.storage import access_error, first_line, open_filesystem, read_file
+from ray_sr.storage.local import why_absent
 
 PARQUET = ".parquet"
 # Folders that systems and photo managers make for themselves, with thumbnails or what was thrown away.
@@ -148,7 +149,7 @@ def _at(place: str, passed_over: Notes) -> list[PhotoFile]:
             ]
     except (OSError, pa.ArrowException) as error:
         raise InputError(access_error(place, error)) from None
-    raise InputError(f"{place}: no such file or folder")
+    raise InputError(f"{place}: {why_absent(place)}")
 
 
 def _infos(filesystem: pafs.FileSystem, folder: str, passed_over: Notes) -> list[pafs.FileInfo]:

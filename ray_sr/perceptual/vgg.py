@@ -8,6 +8,7 @@ torchvision's names, `features.N.weight`. Weights come from torchvision's .pth f
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import re
 import zipfile
@@ -203,7 +204,7 @@ def resolve_feature_weights(losses: Iterable[LossSpec], features: FeaturesSpec) 
 def cached_weights(network: str) -> Path | None:
     """torchvision's weights of `network` in torch's hub cache (TORCH_HOME), or None. Touches no network."""
     path = _cache_path(torchvision_url(network))
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None  # False also where the folder is another user's
 
 
 def torchvision_url(network: str) -> str:
@@ -220,7 +221,7 @@ def published_file(url: str, name: str | None = None) -> Path:
     `name` in the cache; by default the address's. Raises WeightsAbsentError where the download fails.
     """
     target = _cache_path(url, name)
-    if target.is_file():
+    if os.path.isfile(target):
         return target
     log.info("downloading %s to %s", url, target)
     try:

@@ -378,7 +378,8 @@ class Store:
         except FileNotFoundError:
             raise
         except _STORAGE_ERRORS as error:
-            raise ResourceError(f"cannot {verb} the model store {self.root}: {first_line(error)}") from None
+            other = "; --store or RAY_SR_STORE names another" if isinstance(error, PermissionError) else ""
+            raise ResourceError(f"cannot {verb} the model store {self.root}: {first_line(error)}{other}") from None
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

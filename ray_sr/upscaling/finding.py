@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray_sr.images import SUFFIXES
-from ray_sr.upscaling.moving import Moving
+from ray_sr.storage.local import why_absent
+from ray_sr.upscaling.moving import MovingNames
 from ray_sr.upscaling.record import ResultRecords
 
 
@@ -31,7 +32,7 @@ def find_photos(
     recursive: bool,
     output: Path | None,
     records: ResultRecords,
-    moving: Moving | None = None,
+    moving: MovingNames | None = None,
 ) -> list[FoundPhoto]:
     """The photos of all inputs in the order named, each file once; folders are sorted by name.
 
@@ -62,7 +63,7 @@ def _common_folder(names: Sequence[str]) -> str | None:
 
 
 def _find(
-    name: str, recursive: bool, output: Path | None, records: ResultRecords, moving: Moving | None
+    name: str, recursive: bool, output: Path | None, records: ResultRecords, moving: MovingNames | None
 ) -> Iterator[FoundPhoto]:
     path = Path(name)
     if os.path.isdir(path):  # unlike those of Path, these take any name
@@ -72,11 +73,11 @@ def _find(
     elif matches := sorted(glob.glob(name, recursive=True)):
         yield from (FoundPhoto(Path(match)) for match in matches if not os.path.isdir(match))
     else:
-        yield FoundPhoto(path, problem=_problem_of_link(path) or "no such file or folder")
+        yield FoundPhoto(path, problem=_problem_of_link(path) or why_absent(path))
 
 
 def _in_folder(
-    folder: Path, recursive: bool, output: Path | None, records: ResultRecords, moving: Moving | None
+    folder: Path, recursive: bool, output: Path | None, records: ResultRecords, moving: MovingNames | None
 ) -> Iterator[FoundPhoto]:
     """Photos of a folder; a folder of results inside of it is passed over."""
     inner = None if output is None else os.path.realpath(output)
@@ -96,7 +97,7 @@ def _in_folder(
 
 
 def walk_photos(
-    folder: Path, recursive: bool, left_out: str | None = None, moving: Moving | None = None
+    folder: Path, recursive: bool, left_out: str | None = None, moving: MovingNames | None = None
 ) -> Iterator[FoundPhoto]:
     """All files of a folder that have a picture suffix, or move, and are not hidden, sorted by their places.
 
@@ -129,7 +130,7 @@ def passed_over(
     inputs: Sequence[str | os.PathLike[str]],
     recursive: bool,
     output: str | os.PathLike[str] | None,
-    moving: Moving | None = None,
+    moving: MovingNames | None = None,
 ) -> list[Path]:
     """Files of the folders among the inputs that nothing is read from, by their names; hidden ones apart."""
     inner = None if output is None else os.path.realpath(output)

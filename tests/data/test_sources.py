@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ray_sr.data.checking import describe, resolutions, sub_image_sheet
-from ray_sr.data.manifest import Cutting
+from ray_sr.data.manifest import Cutting, read_photos
 from ray_sr.data.pixels import read_index
 from ray_sr.data.shards import prepare
 from ray_sr.data.sources import find_photos, read_photo_bytes
@@ -162,3 +162,8 @@ def test_info_has_a_histogram_and_a_contact_sheet(tmp_path: Path) -> None:
 def test_resolutions_count_every_photo_once() -> None:
     counts = resolutions(np.array([[100, 100], [1000, 1000], [2000, 2000], [9000, 9000]]))
     assert {name: count for name, count in counts.items() if count} == {"0-0.05": 1, "1-2": 1, "4-8": 1, "64-": 1}
+
+
+def test_a_list_of_photos_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read photos\.parquet"):
+        read_photos(str(tmp_path))
