@@ -13,7 +13,7 @@ PACKAGE = ROOT / "ray_sr"
 
 # From the ground up: a module imports only its own floor and those below.
 FLOORS = [
-    {"errors", "progress"},
+    {"errors", "progress", "signals"},
     {"storage", "recipes", "images"},
     {"losses", "perceptual", "degradations", "models", "metrics"},
     {"data", "store", "upscaling"},

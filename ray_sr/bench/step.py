@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from ray_sr.bench.machine import Bench, Times
 from ray_sr.bench.plain import PlainGanLoop, PlainPretrainLoop, PlainVGG
-from ray_sr.losses import build_content_losses
 from ray_sr.models import build_discriminator, build_generator
 from ray_sr.perceptual.vgg import layer_positions
 from ray_sr.progress import Progress
@@ -24,7 +23,7 @@ from ray_sr.recipes.reader import load_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import MicroBatch, build_step
 
 RECIPE = "msrgan-x4"
 BATCH = 4
@@ -107,11 +106,12 @@ class OurLoop:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.compute = Compute.of(recipe.training, device)
         self.state = TrainState(recipe, self.compute)
-        if recipe.training.compile:
-            for module in (self.state.generator, self.state.discriminator):
-                if module is not None:
-                    module.compile(dynamic=False)
-        self.step = _step_of(self.state)
+        self.step = build_step(self.state, wrap=self._compiled)
+
+    def _compiled(self, network: nn.Module) -> nn.Module:
+        if self.state.recipe.training.compile:
+            network.compile(dynamic=False)
+        return network
 
     def run(self, lr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         """One step; LR and HR float32 N×3×h×w in [0, 1]."""
@@ -119,29 +119,6 @@ class OurLoop:
         losses = self.step.run([MicroBatch(lr, hr, seed)], self.state.step_of_stage)
         self.state.advance()
         return losses
-
-
-def _step_of(state: TrainState) -> PretrainStep | GanStep:
-    recipe, compute = state.recipe, state.compute
-    stage = recipe.pretrain or recipe.gan
-    assert stage
-    assert state.generator_optimizer
-    losses = build_content_losses(
-        stage.losses, recipe.features, compute.device, compute.memory_format, compute.autocast_dtype
-    )
-    if recipe.gan is None:
-        return PretrainStep(state.generator, state.generator_optimizer, losses, compute)
-    assert state.discriminator
-    assert state.discriminator_optimizer
-    return GanStep(
-        state.generator,
-        state.discriminator,
-        state.generator_optimizer,
-        state.discriminator_optimizer,
-        losses,
-        recipe.gan.adversarial,
-        compute,
-    )
 
 
 def plain_loop(recipe: Recipe, ours: OurLoop) -> PlainPretrainLoop | PlainGanLoop:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -27,6 +26,7 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
 from ray_sr.errors import ClusterError, RecipeError
+from ray_sr.signals import answer_signals
 
 PACKAGE = Path(__file__).parents[1]
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -178,19 +178,16 @@ def _ctrl_c() -> Iterator[threading.Event]:
     the log would be followed again.
     """
     pressed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
 
-    def hear(number: int, frame: FrameType | None) -> NoReturn:
+    def hear() -> NoReturn:
         pressed.set()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, hear)
+    restore = answer_signals(hear, [signal.SIGINT])
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 class _Log:

@@ -35,7 +35,7 @@ def data() -> None:
 @click.option("--validation", default=0.05, show_default=True, type=FiniteRange(0, 0.5),
               help="Fraction of the photos held out for validation.")  # fmt: skip
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
-@click.option("--inputs", metavar="FOLDER", help="Input photos of the same names, for degradation `pairs`.")
+@click.option("--inputs", metavar="FOLDER", help="Input photos with the same names, for the degradation `pairs`.")
 @click.option("--scale", default=1, show_default=True, help="Photo side / input photo side, with --inputs.")
 @click.option("--drop-flat", is_flag=False, flag_value=1.0, default=0.0, metavar="[LEVELS]",
               help="Drop sub-images whose neighbouring pixels differ by less on average (1.0).")  # fmt: skip
@@ -45,9 +45,9 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
             inputs: str | None, scale: int, **cutting: Any) -> None:  # fmt: skip
     """Cut PHOTOS (folders, globs, files, URIs, Parquet data sets) into Parquet shards.
 
-    Photos that cannot be read or are too small are named and left out; the exit code is then 3. Copies of held-out
-    photos are not trained on. Run again after a break, it makes only the shards that are missing or whose photos
-    have changed.
+    Photos that cannot be read or are too small are named and left out; the exit code is then 3. Duplicates of
+    held-out photos are not trained on. Run it again after an interruption, and it makes only the shards that are
+    missing or whose photos have changed.
     """
     from pydantic import ValidationError
 
@@ -152,7 +152,7 @@ def info(shards: str, sheet: str | None, as_json: bool) -> None:
 @click.option("--keep", is_flag=True, help="Keep the archives.")
 @json_option
 def download(name: str, output: str | None, keep: bool, as_json: bool) -> None:
-    """Fetch a public set of photographs. Run again after an interruption, it continues where it stopped."""
+    """Fetch a public set of photographs. Run it again after an interruption, and it continues."""
     from pathlib import Path
 
     from ray_sr.data.download import SETS, download_set
@@ -198,15 +198,13 @@ def bench(recipe_name: str, overrides: tuple[str, ...], shards: str | None, seco
     For comparison, a torch DataLoader that decodes a whole photograph for each crop, as most trainers do.
     """
     from ray_sr.cluster import available_cpus
+    from ray_sr.data.manifest import shards_of
     from ray_sr.recipes.reader import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    shards = shards or recipe.data.shards
-    if shards is None:
-        raise click.UsageError("no data: give --data SHARDS, or data.shards in the recipe")
+    place = shards_of(recipe, shards)
     connect_ray()
     from ray_sr.bench.data_plane import measure, table
-    from ray_sr.storage import resolve_location
 
-    figures = measure(recipe, resolve_location(shards), seconds, processes or available_cpus())
+    figures = measure(recipe, place, seconds, processes or available_cpus())
     show(figures, table(figures), as_json)

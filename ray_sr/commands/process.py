@@ -6,9 +6,9 @@ import fcntl
 import os
 import signal
 import sys
-import threading
-from types import FrameType
 from typing import NoReturn
+
+from ray_sr.signals import answer_signals
 
 _closed: set[int] = set()
 
@@ -45,12 +45,8 @@ def _is_open(descriptor: int) -> bool:
 def end_by_exception() -> None:
     """SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing half-written stays. Not where they are
     ignored, as by nohup. To be called again after `ray.init`, which takes SIGTERM for itself."""
-    if threading.current_thread() is not threading.main_thread():
-        return
 
-    def hear(number: int, frame: FrameType | None) -> NoReturn:
+    def hear() -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, hear)
+    answer_signals(hear, [signal.SIGTERM, signal.SIGHUP])

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 from pydantic import Field, ValidationError, model_validator
 
-from ray_sr.errors import InputError
+from ray_sr.errors import InputError, RecipeError
+from ray_sr.recipes.recipe import Recipe
 from ray_sr.recipes.section import Section
-from ray_sr.storage import exists, first_line, open_filesystem, read_file, write_file
+from ray_sr.storage import exists, first_line, open_filesystem, read_file, resolve_location, write_file
 
 MANIFEST = "manifest.json"
 PHOTOS = "photos.parquet"
@@ -114,6 +115,14 @@ def write_manifest(
     write_file(filesystem, f"{folder}/{PHOTOS}", sink.getvalue())
     text = json.dumps(manifest.model_dump(), indent=1, ensure_ascii=False)
     write_file(filesystem, f"{folder}/{MANIFEST}", text.encode())
+
+
+def shards_of(recipe: Recipe, given: str | None) -> str:
+    """Where the shards for a recipe lie: those given, or its own. Raises RecipeError where it names none."""
+    place = given or recipe.data.shards
+    if place is None:
+        raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
+    return resolve_location(place)
 
 
 def read_manifest(shards: str) -> Manifest:

@@ -22,6 +22,7 @@ from ray_sr.errors import ResourceError
 from ray_sr.images.carry import carry
 from ray_sr.images.encode import check_result_size, fit_to_format
 from ray_sr.images.photo import Metadata, Photo
+from ray_sr.images.png_header import SIGNATURE, png_chunk
 from ray_sr.images.savers import Style, error_line, save_file
 from ray_sr.storage.local import written_aside
 
@@ -130,15 +131,11 @@ def _header(photo: Photo, size: tuple[int, int]) -> bytes:
 
 def _png(header: bytes, bands: Iterator[np.ndarray]) -> Iterator[bytes]:
     """A PNG whose pixels are stored as they are."""
-    yield b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header)
+    yield SIGNATURE + png_chunk(b"IHDR", header)
     stored = zlib.compressobj(0)
     for band in bands:
         lines = band.astype(band.dtype.newbyteorder(">"), copy=False).reshape(len(band), -1).view(np.uint8)
         unfiltered = np.pad(lines, ((0, 0), (1, 0)))
-        yield _chunk(b"IDAT", stored.compress(unfiltered.data))
-    yield _chunk(b"IDAT", stored.flush())
-    yield _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        yield png_chunk(b"IDAT", stored.compress(unfiltered.data))
+    yield png_chunk(b"IDAT", stored.flush())
+    yield png_chunk(b"IEND", b"")

@@ -30,6 +30,7 @@ from ray_sr.serving.job_storage import JobStorage, jobs_location
 from ray_sr.serving.keys import read_keys
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.webhooks import read_secret
+from ray_sr.signals import answer_signals
 from ray_sr.store import Store, load_model
 
 APPLICATION = "ray-sr"
@@ -52,8 +53,7 @@ def serve_forever(
     """
     with running_service(options, host=host, port=port, insecure=insecure) as url:
         stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
+        answer_signals(stop.set, [signal.SIGINT, signal.SIGTERM])
         named = ", ".join(options.models) + (" and all other models" if options.all_models else "")
         print(f"serving {named} at {url} (Ctrl-C ends it)", file=sys.stderr, flush=True)
         stop.wait()
@@ -64,7 +64,7 @@ def serve_forever(
 def running_service(
     options: ServiceOptions, *, host: str = "127.0.0.1", port: int = 0, insecure: bool = False
 ) -> Iterator[str]:
-    """URL of a service that answers while the block runs; port 0 takes a free one.
+    """URL of a service that answers while the block runs; port 0: any free one.
 
     Uses the Ray this process is connected to, else connects for the time of the block. Raises RecipeError for
     a public host without keys and without `insecure`, ModelError and InputError for a model that cannot be

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, NoReturn
 
 import ray
@@ -22,7 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from ray_sr import __version__
 from ray_sr.cluster import capacity, require_shared
-from ray_sr.data.manifest import MANIFEST, Manifest, read_manifest
+from ray_sr.data.manifest import MANIFEST, Manifest, read_manifest, shards_of
 from ray_sr.data.stream import BatchStream, open_stream
 from ray_sr.errors import ClusterError, InputError, RaySRError, RecipeError, ResourceError, from_description
 from ray_sr.images import write_bytes
@@ -30,7 +29,8 @@ from ray_sr.perceptual.quality import resolve_quality_weights
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.recipes.reader import recipe_yaml
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import first_line, resolve_location
+from ray_sr.signals import ending_gently
+from ray_sr.storage import first_line
 from ray_sr.storage.local import remove_leftovers
 from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import Journal, Record, start_monitor
@@ -78,7 +78,7 @@ def train(
     Everything that can be wrong is checked before any work. Raises RecipeError, InputError, ResourceError,
     ModelError, ClusterError, and Interrupted.
     """
-    place = _shards_of(recipe, shards)
+    place = shards_of(recipe, shards)
     manifest = read_manifest(place)
     _check_run(run, resume)
     check_trackers(recipe.training.trackers)
@@ -139,13 +139,6 @@ def check_optimizers(recipe: Recipe) -> None:
     if recipe.gan:
         check_optimizer(recipe.gan.generator_optimizer)
         check_optimizer(recipe.gan.discriminator_optimizer)
-
-
-def _shards_of(recipe: Recipe, shards: str | None) -> str:
-    place = shards or recipe.data.shards
-    if place is None:
-        raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return resolve_location(place)
 
 
 def _check_run(run: Run, resume: bool) -> None:
@@ -291,8 +284,7 @@ class _Driver:
 
     def run(self) -> Trained:
         thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
-        restore = self._hear_signals()
-        try:
+        with ending_gently(self._interrupt), closing(self.journal):
             thread.start()
             while thread.is_alive():
                 self._drain(DRAIN_SECONDS)
@@ -302,9 +294,6 @@ class _Driver:
             self._drain(0)
             sweep(self.run_folder.folder)  # Ray Train ends the workers where its own note cannot be written
             self._push()
-        finally:
-            self.journal.close()
-            restore()
         self._raise_failure()
         return Trained(self.run_folder, self.step, self.last)
 
@@ -314,29 +303,8 @@ class _Driver:
         except BaseException as error:  # handed to the waiting thread, which raises it
             self.failure = error
 
-    def _hear_signals(self) -> Callable[[], None]:
-        """Ctrl-C, SIGTERM and SIGHUP save a checkpoint first; a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            return lambda: None
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        if before[signal.SIGHUP] is signal.SIG_IGN:  # by nohup
-            del before[signal.SIGHUP]
-
-        def hear(number: int, frame: FrameType | None) -> None:
-            if self.interrupted:
-                os._exit(130)
-            self._interrupt()
-
-        for number in before:
-            signal.signal(number, hear)
-
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-        return restore
-
     def _interrupt(self) -> None:
+        """The workers save a checkpoint, then the run ends."""
         self.interrupted = True
         self.monitor.stop.remote()
         self._tell({"event": "stopping", "step": self.step})

@@ -1,22 +1,28 @@
 """One training step of each stage, in pure torch: batches in, losses out, weights moved.
 
 A batch may come in micro-batches, one after another: gradients add up over them and the workers exchange them once.
+
+Nothing here waits for the device: losses stay tensors, and a step that is not finite is undone by arithmetic, not
+by an `if`. So the CPU launches the next step while a GPU computes this one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, distributed, nn
 
-from ray_sr.losses import AdversarialLoss, ContentLoss, feature_distance
+from ray_sr.losses import AdversarialLoss, ContentLoss, build_content_losses, feature_distance
 from ray_sr.models.discriminators import FeatureTaps
 from ray_sr.recipes.losses import AdversarialSpec
+from ray_sr.recipes.training import PretrainSpec
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import BufferGuard, GuardedOptimizer
+from ray_sr.training.state import TrainState
 
 Losses = dict[str, Tensor]
 
@@ -59,7 +65,7 @@ class PretrainStep:
         means = Means()
         for micro, exchange in sync_on_last(micros, self.generator):
             with exchange:
-                torch.manual_seed(micro.seed)
+                torch.manual_seed(micro.seed)  # of dropout: the same draws whichever worker has this part
                 with self.compute.autocast():
                     sr = self.generator(micro.lr)
                     terms = content_terms(self.losses, sr, micro.hr, micro.lr)
@@ -157,9 +163,11 @@ class GanStep:
         weighted = self.spec.weight * adversarial
         if matching is not None:
             weighted = weighted + self.spec.feature_matching * matching
-        # The discriminator's graph is kept for its own update, the generator's is not.
+        # Only down to the photos: a backward pass through the discriminator would also fill its .grad, and set off
+        # the exchange of its DDP. Its graph is kept for its own update; the generator's is used up here.
         (pull,) = torch.autograd.grad(weighted, output.photos, retain_graph=True)
         content = weighted_sum(self.losses, terms, sr.device)
+        # The gradient of sum(sr * pull) is the chain rule's other half, so one backward pass serves all terms.
         (micro.share * (content + (sr * pull).sum())).backward()
         losses = {"g_total": content + weighted, "g_adversarial": adversarial, **_named(self.losses, terms)}
         if matching is not None:
@@ -176,6 +184,7 @@ class GanStep:
         return output, feature_distance(features[half:], features[:half])
 
     def _judge(self, sr: Tensor, hr: Tensor, with_real: bool = False) -> DiscriminatorOutput:
+        # Without DDP, which expects one backward pass after each forward pass; here some have two, some none.
         critic, photos = bare(self.discriminator), sr.detach().requires_grad_()
         with self.compute.autocast():
             real = self._without_graph(critic, hr) if self.adversarial.needs_both or with_real else None
@@ -222,6 +231,7 @@ class GanStep:
             return None
         seen = (losses["d_accuracy_real"] + losses["d_accuracy_fake"]) / 2
         if isinstance(self.discriminator, nn.parallel.DistributedDataParallel):
+            # By the mean of all workers: were each to go by its own crops, their weights would drift apart.
             distributed.all_reduce(seen)
             seen = seen / distributed.get_world_size()
         paused = (seen > self.spec.pause_above).float()
@@ -233,6 +243,39 @@ class GanStep:
         with torch.no_grad():
             logits: Tensor = module(photos)
         return logits
+
+
+def build_step(
+    state: TrainState,
+    teachers: Mapping[str, nn.Module] = MappingProxyType({}),
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+) -> PretrainStep | GanStep:
+    """The step of the stage that `state` is in, with the losses of its recipe.
+
+    `teachers` are the models that distillation names; `wrap` puts DDP, or whatever is wanted, around each network.
+    Raises the errors of `losses.build_content_losses`.
+    """
+    recipe, compute = state.recipe, state.compute
+    stage = recipe.pretrain if state.stage == "pretrain" else recipe.gan
+    assert stage
+    assert state.generator_optimizer
+    at = compute.device, compute.memory_format, compute.autocast_dtype
+    losses = build_content_losses(stage.losses, recipe.features, *at, teachers, state.ema)
+    compute.with_exact_end(state.generator)
+    generator = wrap(state.generator)
+    if isinstance(stage, PretrainSpec):
+        return PretrainStep(generator, state.generator_optimizer, losses, compute)
+    assert state.discriminator
+    assert state.discriminator_optimizer
+    return GanStep(
+        generator,
+        wrap(state.discriminator),
+        state.generator_optimizer,
+        state.discriminator_optimizer,
+        losses,
+        stage.adversarial,
+        compute,
+    )
 
 
 class Means:
@@ -279,7 +322,10 @@ def no_sync(module: nn.Module) -> AbstractContextManager[None]:
 def sync_on_last(
     micros: Sequence[MicroBatch], module: nn.Module
 ) -> Iterator[tuple[MicroBatch, AbstractContextManager[None]]]:
-    """Each micro-batch with the context to compute it in: workers exchange gradients in the last one alone."""
+    """Each micro-batch with the context to compute it in: workers exchange gradients in the last one alone.
+
+    DDP exchanges in every backward pass unless told not to; .grad adds up either way, so once is enough.
+    """
     for micro in micros:
         yield micro, nullcontext() if micro is micros[-1] else no_sync(module)
 

@@ -21,7 +21,6 @@ from ray_sr.cluster import capacity, missing_here, not_shared
 from ray_sr.data.batches import Batch, local_batches, ray_data_batches, spare_threads
 from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError, RecipeError, ResourceError, described
-from ray_sr.losses import build_content_losses
 from ray_sr.models.weights import encode_weights
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.storage import first_line, open_filesystem
@@ -30,7 +29,7 @@ from ray_sr.training.compute import Compute
 from ray_sr.training.memory import does_not_fit, size_that_fits, smaller_sizes
 from ray_sr.training.preemption import PreemptionWatcher
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, build_step
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
 from ray_sr.training.teachers import place_teachers
 from ray_sr.training.validation import Validator
@@ -124,7 +123,7 @@ class Worker:
         self.number = 0
         self.stop_answer: Any = None
         self.teachers = place_teachers(ray.get(config["teachers"]), self.compute)
-        self.step = self._build_step()
+        self.step = build_step(self.state, self.teachers, self._distributed)
 
     def run(self) -> None:
         """Train to the last step, or until the driver asks to stop; a checkpoint ends it either way."""
@@ -142,7 +141,7 @@ class Worker:
             metrics = self._validate(ending)
             self._checkpoint(metrics, ending or stopping or going)
             if stage_ended:
-                self.step = self._build_step()
+                self.step = build_step(self.state, self.teachers, self._distributed)
 
     @property
     def stage(self) -> str:
@@ -165,28 +164,6 @@ class Worker:
                 self.state.load_discriminator(ray.get(config["init_discriminator"]))
         if self.state.step <= config["best_until"]:
             self.state.best = {}  # measured on other held-out photos than those of now
-
-    def _build_step(self) -> PretrainStep | GanStep:
-        recipe, state = self.recipe, self.state
-        at = self.compute.device, self.compute.memory_format, self.compute.autocast_dtype
-        self.compute.with_exact_end(state.generator)
-        generator = self._distributed(state.generator)
-        if state.stage == "pretrain" and recipe.pretrain and state.generator_optimizer:
-            losses = build_content_losses(recipe.pretrain.losses, recipe.features, *at, self.teachers, state.ema)
-            return PretrainStep(generator, state.generator_optimizer, losses, self.compute)
-        assert recipe.gan
-        assert state.discriminator
-        assert state.generator_optimizer
-        assert state.discriminator_optimizer
-        return GanStep(
-            generator,
-            self._distributed(state.discriminator),
-            state.generator_optimizer,
-            state.discriminator_optimizer,
-            build_content_losses(recipe.gan.losses, recipe.features, *at, self.teachers, state.ema),
-            recipe.gan.adversarial,
-            self.compute,
-        )
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self.recipe.training.sync_batchnorm and self.world > 1:

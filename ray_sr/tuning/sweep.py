@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
 import yaml
 from ray import tune
 
-from ray_sr.data.manifest import read_manifest
+from ray_sr.data.manifest import read_manifest, shards_of
 from ray_sr.errors import ClusterError, InputError, RecipeError
 from ray_sr.images import write_bytes
 from ray_sr.perceptual.quality import resolve_quality_weights
 from ray_sr.perceptual.vgg import resolve_feature_weights
 from ray_sr.publishing import publish_run
 from ray_sr.recipes.recipe import Recipe
-from ray_sr.storage import resolve_location
+from ray_sr.signals import ending_gently
 from ray_sr.store import ModelRecord, Store
 from ray_sr.training.launch import Interrupted
 from ray_sr.training.teachers import check_teachers
@@ -63,7 +60,7 @@ def begin_sweep(sweep: SweepFolder, recipe: Recipe, space: Space, shards: str | 
     Raises RecipeError, InputError and ResourceError.
     """
     check_space(space, recipe)
-    place = _shards_of(recipe, shards)
+    place = shards_of(recipe, shards)
     manifest = read_manifest(place)
     if not manifest.photos.get("validation"):
         raise InputError(f"{place}: no held-out photos to compare trials by: `data prepare --validation 0.1`")
@@ -115,7 +112,7 @@ def run_sweep(sweep: SweepFolder, *, concurrent: int | None = None, quiet: bool 
             _check_data(sweep.card(), sweep)
             progress.say(_greeting(space, recipe, len(ended), len(left), at_once))
             ledger = SweepCallback(sweep, recipe, space.budget, gpus_of_trial(recipe), progress)
-            with _interruptible(sweep, progress):
+            with ending_gently(lambda: _interrupt(sweep, progress)):
                 _fit(sweep, space, recipe, left, ended, at_once, ledger)
             ledger.note()
     results = read_results(sweep)
@@ -170,13 +167,6 @@ def _greeting(space: Space, recipe: Recipe, ended: int, left: int, at_once: int)
         f"{recipe.name}: {before}{left} to go, {at_once} at once, {recipe.total_steps} steps each; "
         f"{space.searcher} search over {len(space.fields)} field(s){scheduler}{limit}"
     )
-
-
-def _shards_of(recipe: Recipe, shards: str | None) -> str:
-    place = shards or recipe.data.shards
-    if place is None:
-        raise RecipeError("no data: give --data SHARDS, or data.shards in the recipe")
-    return resolve_location(place)
 
 
 # --------------------------------------------------------------------------------------------------- Tune
@@ -268,25 +258,7 @@ def _share_of_node(at_once: int) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{name: int(9900 / at_once) / 10_000}])
 
 
-@contextmanager
-def _interruptible(sweep: SweepFolder, progress: SweepProgress) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let the trials save their checkpoints; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if sweep.why_stopped() == "interrupted":
-            os._exit(Interrupted.exit_code)
-        progress.say("stopping: trials save a checkpoint first (again: stop at once)")
-        sweep.stop_file.write_text("interrupted", encoding="utf-8")
-
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, hear) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(sweep: SweepFolder, progress: SweepProgress) -> None:
+    """The trials save their checkpoints, then the sweep ends."""
+    progress.say("stopping: trials save a checkpoint first (again: stop at once)")
+    sweep.stop_file.write_text("interrupted", encoding="utf-8")

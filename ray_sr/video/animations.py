@@ -7,8 +7,6 @@ was interrupted goes on where it was, and the encoders read them without holding
 from __future__ import annotations
 
 import base64
-import os
-import secrets
 import sys
 import time
 from contextlib import closing
@@ -22,7 +20,9 @@ import pyvips
 
 from ray_sr.errors import InputError, ResourceError
 from ray_sr.images import Limits, Photo, check_result_size
+from ray_sr.images.savers import error_line
 from ray_sr.progress import Progress
+from ray_sr.storage.local import written_aside
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.upscaling.tile_results import TileResults
@@ -171,34 +171,26 @@ def _upscaled(rgba: bytes, facts: Facts, engine: Engine, wanted: TargetSize) -> 
 
 
 def _encode(made: _Frames, raw: Path, target: Path, options: ClipOptions) -> None:
-    """The raw frames as the format of the target's name, aside, then renamed."""
+    """The raw frames as the format of the target's name."""
     height, width = made.size
     count = len(made.durations)
     frames = np.memmap(raw, np.uint8, "r", shape=(count, height, width, 4))
     opaque = all((frame[..., 3] == 255).all() for frame in frames)
     icc = base64.b64decode(made.facts.icc) or None
-    aside = target.with_name(f".{secrets.token_hex(8)}.part")
     suffix = target.suffix.lower()
     try:
-        if suffix in (".png", ".apng"):
-            shown = (frame[..., :3] if opaque else frame for frame in frames)
-            with open(aside, "xb") as file:
-                write_apng(file, shown, made.durations, made.facts.plays, icc)
-        else:
-            image = _strip(made, frames, opaque, icc)
-            if suffix == ".gif":
-                image.gifsave(str(aside), keep_duplicate_frames=True, keep="none")
+        with written_aside(target) as aside:
+            if suffix in (".png", ".apng"):
+                shown = (frame[..., :3] if opaque else frame for frame in frames)
+                with aside.open("wb") as file:
+                    write_apng(file, shown, made.durations, made.facts.plays, icc)
+            elif suffix == ".gif":
+                _strip(made, frames, opaque, icc).gifsave(str(aside), keep_duplicate_frames=True, keep="none")
             else:
                 style = {"Q": options.quality, "lossless": options.lossless, "exact": True, "keep": "icc"}
-                image.webpsave(str(aside), **style)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, target)
+                _strip(made, frames, opaque, icc).webpsave(str(aside), **style)
     except pyvips.Error as error:
-        line = f"{error.message} {error.detail}".strip().splitlines()[-1]
-        raise ResourceError(f"{target}: cannot be encoded ({line})") from None
-    finally:
-        aside.unlink(missing_ok=True)
+        raise ResourceError(f"{target}: cannot be encoded ({error_line(error)})") from None
 
 
 def _strip(made: _Frames, frames: np.ndarray, opaque: bool, icc: bytes | None) -> pyvips.Image:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import BinaryIO
 
 import numpy as np
 import pyvips
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from ray_sr.images.png_header import SIGNATURE, png_chunk, png_chunks
+
 _LARGEST = 65535
 
 
@@ -30,25 +31,25 @@ def write_apng(
         head, data = _encoded(frame[top:bottom, left:right])
         if before is None:
             file.write(
-                _SIGNATURE + _chunk(b"IHDR", head) + _chunk(b"acTL", struct.pack(">II", len(durations), plays))
+                SIGNATURE + png_chunk(b"IHDR", head) + png_chunk(b"acTL", struct.pack(">II", len(durations), plays))
             )
             if icc:
-                file.write(_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(icc)))
+                file.write(png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(icc)))
         delay = duration.limit_denominator(_LARGEST)
         if delay.numerator > _LARGEST:
             delay = Fraction(min(_LARGEST, round(duration)), 1)
         place = right - left, bottom - top, left, top
         control = struct.pack(">IIIIIHHBB", sequence, *place, delay.numerator, delay.denominator, 0, 0)
-        file.write(_chunk(b"fcTL", control))
+        file.write(png_chunk(b"fcTL", control))
         sequence += 1
         for piece in data:
             if before is None:
-                file.write(_chunk(b"IDAT", piece))
+                file.write(png_chunk(b"IDAT", piece))
             else:
-                file.write(_chunk(b"fdAT", struct.pack(">I", sequence) + piece))
+                file.write(png_chunk(b"fdAT", struct.pack(">I", sequence) + piece))
                 sequence += 1
         before = frame
-    file.write(_chunk(b"IEND", b""))
+    file.write(png_chunk(b"IEND", b""))
 
 
 def _changed(frame: np.ndarray, before: np.ndarray | None) -> tuple[int, int, int, int]:
@@ -66,17 +67,5 @@ def _encoded(pixels: np.ndarray) -> tuple[bytes, list[bytes]]:
     """The header's body and the bodies of the pixel data of a PNG of this rectangle."""
     image = pyvips.Image.new_from_array(np.ascontiguousarray(pixels), interpretation="srgb")
     data = image.pngsave_buffer(compression=6, filter="all", keep="none", bitdepth=8)
-    chunks = list(_chunks(data))
+    chunks = [(kind, data[start + 8 : end - 4]) for kind, start, end in png_chunks(data)]
     return chunks[0][1], [body for kind, body in chunks if kind == b"IDAT"]
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    position = len(_SIGNATURE)
-    while position < len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        yield kind, data[position + 8 : position + 8 + length]
-        position += 12 + length
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

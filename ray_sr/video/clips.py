@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 
 from ray_sr.errors import InputError, RecipeError, ResourceError
 from ray_sr.progress import Progress
+from ray_sr.storage.local import written_aside
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.target_size import TargetSize
 from ray_sr.video.clip import RESULT_SUFFIXES, ClipInfo, Segment, SegmentNotes, plan_segments
@@ -155,7 +154,7 @@ def _render(plan: ClipPlan, journal: Journal, render: Render, quiet: bool) -> di
 
 
 def _join(plan: ClipPlan, journal: Journal) -> tuple[list[SegmentNotes], tuple[str, ...]]:
-    """Joins all segments with the source's other streams into the result, aside, then renamed."""
+    """Joins all segments with the source's other streams into the result."""
     parts = []
     for segment in plan.segments:
         notes = journal.notes(segment)
@@ -165,24 +164,19 @@ def _join(plan: ClipPlan, journal: Journal) -> tuple[list[SegmentNotes], tuple[s
             parts.append((str(journal.path(segment)), notes))
     if not parts:
         raise InputError("holds no frame that can be decoded")
-    aside = plan.target.with_name(f".{secrets.token_hex(8)}.part")
     task = {
         "task": "join",
         "path": str(plan.source.absolute()),
-        "target": str(aside.absolute()),
         "format": RESULT_SUFFIXES[plan.target.suffix.lower()],
         "segments": [(path, asdict(notes)) for path, notes in parts],
         "encoding": plan.encoding.to_dict(),
         "rotation": plan.info.rotation,
         "keep_metadata": plan.options.keep_metadata,
     }
-    try:
-        warnings = [*plan.info.warnings]
-        for head, _ in answers(task, plan.source):
+    warnings = [*plan.info.warnings]
+    with written_aside(plan.target) as aside:
+        for head, _ in answers({**task, "target": str(aside.absolute())}, plan.source):
             warnings += head.get("warnings", [])
-        os.replace(aside, plan.target)
-    finally:
-        aside.unlink(missing_ok=True)
     if lost := sum(notes.lost for _, notes in parts):
         warnings.append(f"damaged:{lost}-packets-lost")
     return [notes for _, notes in parts], tuple(dict.fromkeys(warnings))

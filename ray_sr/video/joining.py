@@ -5,7 +5,6 @@ Runs in the decoder process, since it reads the source.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Iterator
 from fractions import Fraction
@@ -53,9 +52,6 @@ def join(task: dict[str, Any], answers: BinaryIO) -> None:
         _mux(target, _video_packets(task, video), _other_packets(source, copies), answers)
     if task["keep_metadata"]:
         warnings += _lost_tags(task)
-    descriptor = os.open(task["target"], os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
     send(answers, {"end": True, "warnings": list(dict.fromkeys(warnings))})
 
 

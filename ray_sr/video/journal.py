@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_sr.errors import RecipeError, ResourceError
+from ray_sr.storage.local import atomic_write
 from ray_sr.storage.lock import locked
 from ray_sr.video.clip import Segment, SegmentNotes
 
@@ -49,7 +49,7 @@ class Journal:
             self._check(resume, overwrite)
             try:
                 self._clear(everything=overwrite and not resume)
-                write_whole(self.folder / _JOB, json.dumps(self._made_with).encode())
+                atomic_write(self.folder / _JOB, json.dumps(self._made_with).encode())
             except OSError as error:
                 raise ResourceError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
             try:
@@ -107,24 +107,9 @@ def note_segment(aside: Path, path: Path, notes: SegmentNotes) -> None:
         with open(aside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
-        write_whole(path.with_suffix(".json"), json.dumps(asdict(notes)).encode())
+        atomic_write(path.with_suffix(".json"), json.dumps(asdict(notes)).encode())
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Aside, then renamed. Raises OSError."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(aside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -13,21 +13,20 @@ from click.testing import CliRunner
 
 from ray_sr.cli import cli
 from ray_sr.errors import ResourceError
-from ray_sr.losses import build_content_losses
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import CompactSpec, NetworkSpec
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.store import load_model
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import MicroBatch, build_step
 from ray_sr.training.worker import Worker
 from ray_sr.upscaling import Engine
 from ray_sr.upscaling.accelerator import describe_runtime
 from ray_sr.upscaling.tile_memory import measured_bytes_per_pixel
 from tests.fake_cuda import kept_settings
 from tests.photos import real_photos
-from tests.training.test_fake_cuda import HARDEST, step_of
+from tests.training.test_fake_cuda import HARDEST
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason=f"needs an NVIDIA GPU that torch sees; here: {describe_runtime()}"
@@ -47,18 +46,17 @@ def trained(steps: int, *changes: str, device: torch.device = CUDA) -> tuple[Tra
     """The state after some steps of random crops, pretraining first, and their losses."""
     recipe = parse_recipe(HARDEST, ["pretrain.steps=3", "gan.steps=3", *changes])
     state = TrainState(recipe, Compute.of(recipe.training, device))
-    state.compute.with_exact_end(state.generator)
     return state, go_on(state, steps)
 
 
 def go_on(state: TrainState, steps: int) -> list[dict[str, float]]:
     found = []
-    step: PretrainStep | GanStep = step_of(state.recipe, state)
+    step = build_step(state)
     for _ in range(steps):
         losses = step.run(random_parts(state), state.step_of_stage)
         found.append({name: float(value) for name, value in losses.items()})
         if state.advance() and not state.done:
-            step = step_of(state.recipe, state)
+            step = build_step(state)
     return found
 
 
@@ -81,7 +79,7 @@ def test_doctor_tells_of_the_gpu() -> None:
 def test_the_cpu_never_waits_in_a_step() -> None:
     state, _ = trained(1)
     for _ in range(2):  # of either stage
-        step = step_of(state.recipe, state)
+        step = build_step(state)
         parts = random_parts(state)
         step.run(parts, 0)  # chooses algorithms and allocates
         torch.cuda.set_sync_debug_mode("error")
@@ -149,10 +147,7 @@ def test_a_batch_that_does_not_fit_is_told_with_what_does() -> None:
     worker = Worker.__new__(Worker)
     worker.recipe, worker.world, worker.compute = recipe, 1, Compute.of(recipe.training, CUDA)
     worker.state = TrainState(recipe, worker.compute)
-    assert recipe.pretrain
-    assert worker.state.generator_optimizer
-    losses = build_content_losses(recipe.pretrain.losses, recipe.features, CUDA)
-    worker.step = PretrainStep(worker.state.generator, worker.state.generator_optimizer, losses, worker.compute)
+    worker.step = build_step(worker.state)
     torch.cuda.set_per_process_memory_fraction((2 << 30) / torch.cuda.mem_get_info()[1])
     part = MicroBatch(torch.rand(64, 3, 128, 128, device=CUDA), torch.rand(64, 3, 256, 256, device=CUDA))
     with pytest.raises(ResourceError, match=r"64 crops at once .* do: set training\.accumulate="):

@@ -11,19 +11,17 @@ import pytest
 import torch
 
 from ray_sr.errors import ModelError, RecipeError
-from ray_sr.losses import build_content_losses
 from ray_sr.models import build_generator
 from ray_sr.models.spandrel_network import SpandrelGenerator
 from ray_sr.models.weights import load_generator, save_weights
 from ray_sr.recipes import architectures
-from ray_sr.recipes.losses import FeaturesSpec
 from ray_sr.recipes.networks import NetworkSpec, SpandrelSpec
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.store import Store, load_model
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import MicroBatch, build_step
 from ray_sr.upscaling.engine import Engine
 from tests.photos import real_photos
 from tests.test_cli import run
@@ -70,28 +68,6 @@ def small(name: str) -> NetworkSpec:
     return recipe_of(name).network
 
 
-def step_of(state: TrainState) -> PretrainStep | GanStep:
-    recipe, optimizer = state.recipe, state.generator_optimizer
-    assert optimizer
-    assert recipe.pretrain
-    if state.stage == "pretrain":
-        losses = build_content_losses(recipe.pretrain.losses, FeaturesSpec())
-        return PretrainStep(state.generator, optimizer, losses, state.compute)
-    assert recipe.gan
-    assert state.discriminator
-    assert state.discriminator_optimizer
-    losses = build_content_losses(recipe.gan.losses, FeaturesSpec())
-    return GanStep(
-        state.generator,
-        state.discriminator,
-        optimizer,
-        state.discriminator_optimizer,
-        losses,
-        recipe.gan.adversarial,
-        state.compute,
-    )
-
-
 def micro_batch() -> MicroBatch:
     """Two crops of real photographs, and what they are at half size."""
     photos = real_photos()
@@ -102,11 +78,11 @@ def micro_batch() -> MicroBatch:
 
 def train(state: TrainState, steps: int) -> list[float]:
     """The generator's losses of the next steps."""
-    found, step = [], step_of(state)
+    found, step = [], build_step(state)
     for _ in range(steps):
         found.append(float(step.run([micro_batch()], state.step_of_stage)["g_l1"]))
         if state.advance():
-            step = step_of(state)
+            step = build_step(state)
     return found
 
 

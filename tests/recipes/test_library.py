@@ -30,7 +30,7 @@ from ray_sr.store import load_model
 from ray_sr.training.compute import Compute
 from ray_sr.training.optimizer import GuardedOptimizer
 from ray_sr.training.state import GENERATOR_FILE, PRETRAINED_FILE, TrainState, step_seed
-from ray_sr.training.steps import GanStep, Losses, MicroBatch, PretrainStep
+from ray_sr.training.steps import GanStep, Losses, MicroBatch, PretrainStep, build_step
 from ray_sr.upscaling.engine import Engine
 from ray_sr.upscaling.photos import upscale_photo
 from tests.perceptual.test_vgg import synthetic_vgg
@@ -236,24 +236,6 @@ def content_losses(recipe: Recipe, stage: PretrainSpec | GanSpec) -> list[Conten
     return build_content_losses(stage.losses, recipe.features, CPU.device, CPU.memory_format)
 
 
-def build_step(state: TrainState, losses: Sequence[ContentLoss]) -> PretrainStep | GanStep:
-    assert state.generator_optimizer
-    if state.stage == "pretrain":
-        return PretrainStep(state.generator, state.generator_optimizer, losses, CPU)
-    assert state.recipe.gan
-    assert state.discriminator
-    assert state.discriminator_optimizer
-    return GanStep(
-        state.generator,
-        state.discriminator,
-        state.generator_optimizer,
-        state.discriminator_optimizer,
-        losses,
-        state.recipe.gan.adversarial,
-        CPU,
-    )
-
-
 def run_step(state: TrainState, step: PretrainStep | GanStep, lr: Tensor, hr: Tensor) -> Losses:
     seed = step_seed(state.recipe.seed, 0, state.step)
     return step.run([MicroBatch(lr, hr, seed)], state.step_of_stage)
@@ -273,7 +255,7 @@ def finished(request: pytest.FixtureRequest, vgg_files: dict[str, Path]) -> Fini
     lr, hr = batch(recipe)
     run = Finished(TrainState(recipe, CPU), [])
     for stage in stages(recipe):
-        step = build_step(run.state, content_losses(recipe, stage))
+        step = build_step(run.state)
         for _ in range(stage.steps):
             run.seen.append(run_step(run.state, step, lr, hr))
             run.state.advance()
@@ -394,7 +376,9 @@ def test_the_adversarial_loss_alone_reaches_each_network_in_its_own_step(
     assert state.discriminator_optimizer
     watch("generator", state.generator_optimizer)
     watch("discriminator", state.discriminator_optimizer)
-    run_step(state, build_step(state, losses=[]), *batch(recipe))
+    step = build_step(state)
+    step.losses = []
+    run_step(state, step, *batch(recipe))
     ((own, foreign),) = moments["generator"]
     assert 0 < norm(own) < math.inf
     assert not foreign

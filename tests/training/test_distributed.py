@@ -10,12 +10,10 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from ray_sr.losses import build_content_losses
-from ray_sr.recipes.losses import FeaturesSpec
 from ray_sr.training.state import TrainState
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep, build_step
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
-from tests.training.test_steps import FLOAT32, batch, state_of
+from tests.training.test_steps import batch, state_of
 
 GAMES = {
     "pretrain": None,
@@ -49,30 +47,13 @@ def make_state(game: str) -> TrainState:
     )
 
 
-def make_step(state: TrainState, game: str, world: int) -> PretrainStep | GanStep:
+def make_step(state: TrainState, world: int) -> PretrainStep | GanStep:
     def shared(module: torch.nn.Module) -> torch.nn.Module:
         if world > 1:
             synchronise_batchnorm(module)
         return DistributedDataParallel(module) if world > 1 else module
 
-    assert state.generator_optimizer
-    recipe = state.recipe
-    if game == "pretrain":
-        assert recipe.pretrain
-        losses = build_content_losses(recipe.pretrain.losses, FeaturesSpec())
-        return PretrainStep(shared(state.generator), state.generator_optimizer, losses, FLOAT32)
-    assert recipe.gan
-    assert state.discriminator
-    assert state.discriminator_optimizer
-    return GanStep(
-        shared(state.generator),
-        shared(state.discriminator),
-        state.generator_optimizer,
-        state.discriminator_optimizer,
-        build_content_losses(recipe.gan.losses, FeaturesSpec()),
-        recipe.gan.adversarial,
-        FLOAT32,
-    )
+    return build_step(state, wrap=shared)
 
 
 def noise_of(rows: range, seed: int) -> torch.Generator:
@@ -102,7 +83,7 @@ def take_steps(game: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     """Weights of both networks after the steps, and the last gradients."""
     torch.set_num_threads(1)
     state = make_state(game)
-    step = make_step(state, game, world)
+    step = make_step(state, world)
     for number in range(STEPS):
         step.run([part(row, number, world) for row in rows_of(game, rank, world)], number)
     found = {f"g.{name}": parameter for name, parameter in state.generator.named_parameters()}

@@ -10,14 +10,13 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ray_sr import losses
 from ray_sr.images import sharpening
-from ray_sr.losses import build_content_losses
 from ray_sr.perceptual.quality import DISTS, LPIPS
 from ray_sr.perceptual.vgg import load_feature_network
 from ray_sr.recipes.reader import load_recipe, parse_recipe, recipe_names
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import MicroBatch, build_step
 from tests.fake_cuda import Waits, describe_card, fake_tensors, kept_settings
 from tests.perceptual.test_quality import backbone, dists_heads
 
@@ -68,27 +67,6 @@ def made_up_dists() -> DISTS:
         return DISTS(backbone("vgg"), dists_heads())
 
 
-def step_of(recipe: Recipe, state: TrainState) -> PretrainStep | GanStep:
-    at = state.compute.device, state.compute.memory_format, state.compute.autocast_dtype
-    assert state.generator_optimizer
-    if state.stage == "pretrain":
-        assert recipe.pretrain
-        terms = build_content_losses(recipe.pretrain.losses, recipe.features, *at, ema=state.ema)
-        return PretrainStep(state.generator, state.generator_optimizer, terms, state.compute)
-    assert recipe.gan
-    assert state.discriminator
-    assert state.discriminator_optimizer
-    return GanStep(
-        state.generator,
-        state.discriminator,
-        state.generator_optimizer,
-        state.discriminator_optimizer,
-        build_content_losses(recipe.gan.losses, recipe.features, *at, ema=state.ema),
-        recipe.gan.adversarial,
-        state.compute,
-    )
-
-
 def parts_of(recipe: Recipe, compute: Compute) -> list[MicroBatch]:
     """A batch of two crops for each part, as the stream hands it over: uint8, page-locked."""
     crop = recipe.data.crop
@@ -105,9 +83,8 @@ def steps_through(recipe: Recipe) -> dict[str, list[str]]:
     waited: dict[str, list[str]] = {}
     with fake_tensors():
         state = TrainState(recipe, Compute.of(recipe.training, CUDA))
-        state.compute.with_exact_end(state.generator)
         while not state.done:
-            step, stage = step_of(recipe, state), state.stage
+            step, stage = build_step(state), state.stage
             for number in range(2):
                 parts = parts_of(recipe, state.compute)
                 with Waits() as waits:

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ray_sr.losses import build_content_losses
-from ray_sr.recipes.losses import AdversarialSpec, FeaturesSpec
+from ray_sr.recipes.losses import AdversarialSpec
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState, step_seed
-from ray_sr.training.steps import GanStep, MicroBatch, PretrainStep
+from ray_sr.training.steps import GanStep, MicroBatch, build_step
 from tests.photos import real_photos
 
 RECIPE = """
@@ -34,27 +33,15 @@ training: {precision: fp32, channels_last: false}
 FLOAT32 = Compute(torch.device("cpu"), None, torch.contiguous_format)
 
 
-def state_of(*overrides: str, stage: str = "gan") -> TrainState:
+def state_of(*overrides: str, stage: str = "gan", compute: Compute = FLOAT32) -> TrainState:
     recipe = parse_recipe(RECIPE, [*(["pretrain=null"] if stage == "gan" else []), *overrides])
-    return TrainState(recipe, FLOAT32)
+    return TrainState(recipe, compute)
 
 
-def gan_step(state: TrainState, compute: Compute = FLOAT32) -> GanStep:
-    gan = state.recipe.gan
-    assert gan
-    assert state.discriminator
-    assert state.generator_optimizer
-    assert state.discriminator_optimizer
-    losses = build_content_losses(gan.losses, FeaturesSpec())
-    return GanStep(
-        state.generator,
-        state.discriminator,
-        state.generator_optimizer,
-        state.discriminator_optimizer,
-        losses,
-        gan.adversarial,
-        compute,
-    )
+def gan_step(state: TrainState) -> GanStep:
+    step = build_step(state)
+    assert isinstance(step, GanStep)
+    return step
 
 
 def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,14 +62,7 @@ def moved(before: dict[str, torch.Tensor], module: nn.Module) -> bool:
 
 def test_pretraining_lowers_the_loss() -> None:
     state = state_of("generator={kind: srresnet, blocks: 1, channels: 8}", stage="pretrain")
-    assert state.recipe.pretrain
-    assert state.generator_optimizer
-    step = PretrainStep(
-        state.generator,
-        state.generator_optimizer,
-        build_content_losses(state.recipe.pretrain.losses, FeaturesSpec()),
-        FLOAT32,
-    )
+    step = build_step(state)
     lr, hr = batch()
     losses = [float(step.run([MicroBatch(lr, hr)], number)["g_l1"]) for number in range(60)]
     assert losses[-1] < 0.8 * losses[0]
@@ -242,14 +222,10 @@ def test_critic_updates_are_counted() -> None:
 
 def test_bf16_channels_last_stays_near_float32() -> None:
     fast = Compute(torch.device("cpu"), torch.bfloat16, torch.channels_last)
-    exact, quick = state_of(), state_of()
     lr, hr = batch()
-    wanted = gan_step(exact).run([MicroBatch(lr, hr)], 0)
-    for module in (quick.generator, quick.discriminator):
-        assert module is not None
-        fast.place(module)
+    wanted = gan_step(state_of()).run([MicroBatch(lr, hr)], 0)
     part = MicroBatch(*(t.to(memory_format=torch.channels_last) for t in (lr, hr)))
-    got = gan_step(quick, fast).run([part], 0)
+    got = gan_step(state_of(compute=fast)).run([part], 0)
     for name in ("g_l1", "d_loss", "g_adversarial"):
         assert float(got[name]) == pytest.approx(float(wanted[name]), rel=0.03)
 
