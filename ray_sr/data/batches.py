@@ -59,11 +59,11 @@ def ray_data_batches(stream: BatchStream, rows: range, pinned: bool = False) -> 
 
 def _blocks(stream: BatchStream, rows: range) -> Iterator[Block]:
     """The rows in blocks of several: the tasks of a segment begin when the one before it has begun to arrive."""
-    shared = ray.put(stream)
+    shared = ray.put(stream)  # once into the memory that a node's processes share, not along with each task
 
     def begin(segment: range) -> Iterator[Block]:
         context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
+        context.execution_options.preserve_order = True  # as tasks end, the rows would come in any order
         context.enable_progress_bars = context.print_on_execution_start = False
         # Whole blocks, because Ray Data takes a millisecond or two to cut a block into rows.
         dataset = batch_dataset(stream, shared, segment)

@@ -154,6 +154,8 @@ def batch_dataset(stream: BatchStream, shared: Any, rows: range) -> Dataset:
 
     lr is absent where the worker is to degrade. `shared` is the stream in the object store.
     """
+    # The set holds numbers alone. A task looks up the sub-images of its numbers itself: finished crops are all that
+    # is sent, and what a row holds depends on nothing but its number, so that a lost task is simply run again.
     places = ray.data.range(len(rows), override_num_blocks=math.ceil(len(rows) / _rows_per_block(stream)))
     return places.map_batches(partial(_make_rows, rows=rows, shared=[shared]), batch_size=None, num_cpus=1)
 
@@ -168,7 +170,7 @@ def _hr_bytes(stream: BatchStream) -> int:
 
 @lru_cache(maxsize=1)
 def _opened(shared: Any) -> BatchStream:
-    """The stream in this process, so that not each task unpacks its own."""
+    """The stream in this process: Ray keeps its processes, so many tasks share what the first has unpacked."""
     stream: BatchStream = ray.get(shared)
     return stream
 

@@ -187,6 +187,7 @@ class Engine:
                 del band  # or it would be there beside the next one
                 continue
             self._halve(plan)
+            # From here on only: what is above has been handed out and may be in a file already.
             plan = self._plan(job.picture, rows[0].start)
             rows = deque(plan.rows)
 
@@ -220,7 +221,7 @@ class Engine:
         self.stats.halvings += 1
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.batch > 1:
+        if self.batch > 1:  # first, because smaller tiles have more margin, which is computed in vain
             self.batch //= 2
             return
         height, width = plan.source_size
