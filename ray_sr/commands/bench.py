@@ -12,7 +12,7 @@ from ray_sr.commands.common import FiniteRange, json_option, note, show
 
 @click.group()
 def bench() -> None:
-    """Measure the speed on this machine, side by side with plain loops."""
+    """Measure speed on this machine, side by side with plain loops."""
 
 
 def _how(rounds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -20,10 +20,10 @@ def _how(rounds: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     options = [
         click.option("--rounds", default=rounds, show_default=True, type=click.IntRange(1),
                      help="Rounds of each contender."),
-        click.option("--threads", type=click.IntRange(1), help="Threads of torch (default: one for each CPU)."),
+        click.option("--threads", type=click.IntRange(1), help="Torch threads (default: one per CPU)."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
         click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True,
-                     help="cpu: processor time, for a busy machine; use it with --threads 1."),
+                     help="cpu: CPU time, for a busy machine; use it with --threads 1."),
     ]  # fmt: skip
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def _begin(rounds: int, threads: int | None, device: str, clock: Any) -> Any:
 def step(batch: int, crop: int, precision: str, compile: bool, as_json: bool, **how: Any) -> None:
     """One training step: MSRResNet x4, VGG-style discriminator, VGG19 conv5_4.
 
-    Beside it a plain loop as BasicSR writes it: eager, float32, contiguous.
+    Beside it, a plain loop as in BasicSR: eager, float32, contiguous.
     """
     from ray_sr.bench.step import bench_steps
 
@@ -77,7 +77,7 @@ def step(batch: int, crop: int, precision: str, compile: bool, as_json: bool, **
 def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
     """Upscaling x4 by MSRResNet and Compact, from pixels to pixels.
 
-    Beside it a plain loop with tiles of 400 px as in Real-ESRGAN: eager, float32, contiguous.
+    Beside it, a plain loop over tiles of 400 px as in Real-ESRGAN: eager, float32, contiguous.
     """
     from ray_sr.bench.upscale import bench_upscaling
 
@@ -91,14 +91,15 @@ def upscale(size: tuple[int, int], as_json: bool, **how: Any) -> None:
 
 @bench.command()
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--p99", "bound", default=1000.0, show_default=True, type=FiniteRange(1), help="Bound in ms.")
+@click.option("--p99", "bound", default=1000.0, show_default=True, type=FiniteRange(1),
+              help="Bound on the 99th percentile of latency, in ms.")  # fmt: skip
 @click.option("--rate", type=FiniteRange(0.01), help="Offer only this rate, in requests/s.")
-@click.option("--seconds", default=15.0, show_default=True, type=FiniteRange(1), help="Duration of each load.")
+@click.option("--seconds", default=15.0, show_default=True, type=FiniteRange(1), help="Duration at each rate.")
 @click.option("--size", "sizes", multiple=True, default=(128, 256), show_default=True, type=click.IntRange(8),
-              help="Side of a picture; give it more than once for a mix.")  # fmt: skip
+              help="Side of a picture in pixels; repeat it for a mix.")  # fmt: skip
 @click.option("--key", help="API key, where the service asks for one.")
 @click.option("--overload", is_flag=True, help="Then offer twice the capacity, six times as long.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw latency over rate into this .png or .svg.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Plot latency against rate into this .png or .svg.")
 @json_option
 def http(
     url: str,
@@ -111,7 +112,7 @@ def http(
     plot: str | None,
     as_json: bool,
 ) -> None:
-    """Load on the endpoint at URL: the highest rate of requests within a bound on the 99th percentile.
+    """Load-test the endpoint at URL: the highest request rate within a bound on p99 latency.
 
     Requests arrive at random times, independent of earlier ones; latency counts from when a request was due.
     """

@@ -19,17 +19,17 @@ _Measure = TypeVar("_Measure")
 @click.command()
 @click.argument("model", required=False)
 @click.option("--hr", metavar="FOLDER", help="High-resolution photos.")
-@click.option("--lr", metavar="FOLDER", help="Low-resolution photos of the same names (default: made by bicubic); "
-              "without --hr any photos, or one.")  # fmt: skip
+@click.option("--lr", metavar="FOLDER", help="Low-resolution photos with the same names (default: downscaled by "
+              "bicubic); without --hr, any photos or one.")  # fmt: skip
 @click.option("--scale", type=click.Choice(["1", "2", "3", "4", "8"]), help="Scale of the model `bicubic`.")
 @click.option("--pictures", metavar="FOLDER", help="Write ORIGINAL / LOW / BICUBIC / PREDICTED pictures here.")
 @click.option("--features", metavar="FILE", help="VGG19 weights: adds the vgg19_conv3_4 feature distance.")
-@click.option("--lpips", metavar="NETWORK[=FILE]", help="Adds LPIPS: alex, vgg or squeeze, and torchvision's "
-              "weights of it (default: downloaded once).")  # fmt: skip
+@click.option("--lpips", metavar="NETWORK[=FILE]", help="Adds LPIPS: alex, vgg or squeeze, and a file of "
+              "torchvision's weights (default: downloaded once).")  # fmt: skip
 @click.option("--dists", metavar="VGG16|auto", help="Adds DISTS: torchvision's weights of VGG16; auto: downloaded "
               "once.")  # fmt: skip
-@click.option("--brisque", metavar="FILE|auto", help="Adds BRISQUE, of the output by itself and so also without "
-              "--hr: piq's support vectors; auto: downloaded once.")  # fmt: skip
+@click.option("--brisque", metavar="FILE|auto", help="Adds BRISQUE, a no-reference measure, also without --hr: "
+              "piq's support vectors; auto: downloaded once.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only this many photos.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--self-check", metavar="FOLDER", help="Instead: reproduce the published bicubic figures on "
@@ -52,7 +52,7 @@ def evaluate(
     store: str | None,
     as_json: bool,
 ) -> None:
-    """PSNR, SSIM and sharpness of MODEL, photo by photo, bicubic beside it.
+    """PSNR, SSIM and sharpness of MODEL, photo by photo, next to bicubic.
 
     MODEL is a name or channel in the store, a published folder, a run's folder, a weights file,
     FILE.py:NAME:SCALE, or bicubic.

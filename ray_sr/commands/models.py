@@ -25,7 +25,7 @@ def models() -> None:
 @store_option
 @json_option
 def list_models(store: str | None, as_json: bool) -> None:
-    """Published models, the newest first, the channels, and what comes with ray-sr."""
+    """Published models, newest first, the channels, and the models that come with ray-sr."""
     from ray_sr.store import Store
     from ray_sr.store.store import SHIPPED
 
@@ -69,14 +69,14 @@ def show_model(model: str, store: str | None, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--name", help="Name in the store (default: the recipe's).")
 @click.option("--stage", type=click.Choice(["last", "best", "pretrain"]), default="last", show_default=True,
-              help="Which generator: the last, that of the best PSNR-Y, or that before the GAN.")  # fmt: skip
+              help="Which generator: the last, the best by PSNR-Y, or the one before the GAN stage.")  # fmt: skip
 @click.option("--promote", metavar="CHANNEL", help="Point this channel at it.")
 @click.option("--measure", metavar="HR[,LR]", multiple=True, help="Folder of HR photos (and one of LR photos): "
               "figures and pictures for the card.")  # fmt: skip
-@click.option("--pictures", metavar="HR[,LR]", help="Show all photos of this folder in the card, and no measured "
-              "ones.")  # fmt: skip
+@click.option("--pictures", metavar="HR[,LR]", help="Show all photos of this folder on the card instead of the "
+              "measured ones.")  # fmt: skip
 @click.option("--notes", metavar="FILE", type=click.File(encoding="utf-8"), help="Markdown for the card: data and "
-              "their terms, hardware, where it fails.")  # fmt: skip
+              "their licences, hardware, where it fails.")  # fmt: skip
 @click.option("--source", metavar="TEXT", help="What the card says about the run's origin (default: its folder).")
 @click.option("--half", is_flag=True, help="Store float16: half the size; --measure measures what is stored.")
 @store_option
@@ -134,7 +134,7 @@ def promote(model: str, channel: str, store: str | None) -> None:
 @click.argument("channel")
 @store_option
 def rollback(channel: str, store: str | None) -> None:
-    """Point CHANNEL back at the model that it pointed at before."""
+    """Point CHANNEL back at the previous model."""
     from ray_sr.store import Store
 
     click.echo(f"{channel} is now {Store(store).rollback(channel).ref}")
@@ -154,8 +154,8 @@ def delete(model: str, store: str | None) -> None:
 @models.command("import")
 @click.argument("file", metavar="FILE|ADDRESS")
 @overrides_argument
-@click.option("-c", "--recipe", metavar="RECIPE", help="Recipe (name or YAML) whose network it is; KEY=VALUE "
-              "change it: for files that do not tell all.")  # fmt: skip
+@click.option("-c", "--recipe", metavar="RECIPE", help="Recipe (name or YAML) with the network, changed by "
+              "KEY=VALUE: for files that do not tell all of it.")  # fmt: skip
 @click.option("--name", help="Name in the store (default: the file's).")
 @click.option("--promote", metavar="CHANNEL", help="Point this channel at it.")
 @store_option
@@ -171,8 +171,8 @@ def import_file(
 ) -> None:
     """Publish a generator FILE of ours, BasicSR, Real-ESRGAN, ESRGAN, KAIR, MMagic, or any that spandrel loads.
 
-    The network follows from the weights' names and shapes. These do not tell an activation without weights or
-    values in [-1, 1] inside: name the network by a recipe then, such as -c compact-x4
+    The network follows from the weights' names and shapes. They do not tell an activation without weights, or
+    values in [-1, 1] inside the network: then name it by a recipe, such as -c compact-x4
     generator.activation=leakyrelu.
 
     ADDRESS is https://…/NAME.pth#sha256=DIGITS, hf:OWNER/REPO/FILE (Hugging Face), or openmodeldb:NAME: fetched,

@@ -16,11 +16,11 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
     "models",
     metavar="MODEL",
     multiple=True,
-    help="Model to serve, repeatable; the first is the default one (default: all at hand, loaded "
-    "when first asked for; `best` or the newest published for those who name none).",
+    help="Model to serve, repeatable; the first is the default one (default: every model here, "
+    "loaded on first request; requests that name none get `best`, else the newest published).",
 )
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free one.")
 @click.option(
     "--replicas",
     default=1,
@@ -32,14 +32,14 @@ from ray_sr.commands.common import chosen_model, json_option, note, show, store_
 @click.option(
     "--jobs",
     metavar="FOLDER",
-    help="Where jobs lie: folder or bucket (default: ~/.ray-sr/jobs or below RAY_SR_STORAGE, by port).",
+    help="Where jobs are kept: folder or bucket (default: ~/.ray-sr/jobs or under RAY_SR_STORAGE, by port).",
 )
 @click.option(
-    "--ingress-replicas", default=1, show_default=True, type=click.IntRange(1), help="Processes that speak HTTP."
+    "--ingress-replicas", default=1, show_default=True, type=click.IntRange(1), help="HTTP ingress processes."
 )
 @click.option("--keys", metavar="FILE", help="Accept pictures only with a key of this file (`ray-sr keys`).")
 @click.option("--access-log", metavar="FILE", help="Append a JSON line for each request.")
-@click.option("--insecure", is_flag=True, help="Allow a host that others can reach, without keys.")
+@click.option("--insecure", is_flag=True, help="Allow a host that other machines can reach, without keys.")
 @store_option
 def serve(
     models: tuple[str, ...],
@@ -86,10 +86,10 @@ def file_option(command: Any) -> Any:
 
 @keys.command()
 @click.argument("name")
-@click.option("--pixels-per-minute", type=click.IntRange(1), help="Quota, in pixels of results (default: none).")
+@click.option("--pixels-per-minute", type=click.IntRange(1), help="Quota in output pixels (default: none).")
 @file_option
 def add(name: str, pixels_per_minute: int | None, path: str) -> None:
-    """Make a key for NAME and print it, this once: the file keeps only its hash."""
+    """Make a key for NAME and print it once: the file keeps only its hash."""
     from ray_sr.serving.keys import add_key
 
     click.echo(add_key(path, name, pixels_per_minute))
@@ -100,7 +100,7 @@ def add(name: str, pixels_per_minute: int | None, path: str) -> None:
 @file_option
 @json_option
 def list_keys(path: str, as_json: bool) -> None:
-    """Name the holders of keys."""
+    """List the holders of keys."""
     from ray_sr.serving.keys import read_keys
 
     found = [key.model_dump(exclude={"sha256"}) for key in read_keys(path)]
@@ -112,7 +112,7 @@ def list_keys(path: str, as_json: bool) -> None:
 @click.argument("name")
 @file_option
 def remove(name: str, path: str) -> None:
-    """Take the key of NAME away; a running service refuses it from then on."""
+    """Revoke the key of NAME; a running service refuses it from then on."""
     from ray_sr.serving.keys import remove_key
 
     remove_key(path, name)

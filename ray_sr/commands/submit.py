@@ -54,7 +54,7 @@ ENTRIES = {
 @click.option(
     "--cpus",
     type=FiniteRange(0),
-    help="CPUs reserved for the job's own process, which then leaves the head node.",
+    help="CPUs reserved for the job's own process, which may then run on any node.",
 )
 @click.option("--gpus", type=FiniteRange(0), help="The same for GPUs.")
 @click.option("--follow", metavar="ID", help="Instead: follow a job that was submitted before.")
@@ -68,11 +68,11 @@ def submit(
     gpus: float | None,
     follow: str | None,
 ) -> int:
-    """Run JOB on a cluster with the ARGUMENTS of its command, follow its log, end with its exit code.
+    """Run JOB on a cluster with the ARGUMENTS of its command, follow its log, exit with its exit code.
 
     Jobs: prepare (`ray-sr data prepare`), train, evaluate, upscale (with --ray), publish (`models publish`),
-    sweep (`tune`). Recipes and search spaces are checked here and sent along; other paths are paths of the
-    cluster. Options of `submit` itself come before JOB. Ctrl-C leaves the job alone and says how to find it.
+    sweep (`tune`). Recipes and search spaces are checked here and uploaded; all other paths are paths on the
+    cluster. Options of `submit` itself come before JOB. Ctrl-C leaves the job running and says how to find it.
     """
     if (job is None) == (follow is None):
         raise click.UsageError("give a JOB (train, prepare, …) or --follow ID")

@@ -33,7 +33,8 @@ _SIDE = click.IntRange(1)
 
 @click.command()
 @click.argument("photos", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="OUT", help="File or folder to write to, - for stdout (default: beside).")
+@click.option("-o", "--output", metavar="OUT", help="File or folder to write to, - for stdout (default: beside "
+              "each photo).")  # fmt: skip
 @click.option("-n", "--model", metavar="MODEL", help="Model (default: channel `best`, else the newest "
               "published, else the best that comes with ray-sr).")  # fmt: skip
 @click.option("-s", "--scale", type=FiniteRange(0, min_open=True), help="Any scale (default: the model's).")
@@ -46,12 +47,14 @@ _SIDE = click.IntRange(1)
     help="Format of the results.",
 )
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
-@click.option("--denoise", type=FiniteRange(0, 1), help="Share of a cleaning model, blended in.")
-@click.option("--denoise-model", metavar="MODEL", help="That model (default: the one that comes with ray-sr).")
-@click.option("--tta", is_flag=True, help="Mean of the eight turned and mirrored results: 8 times the work.")
-@click.option("--consistency", is_flag=True, help="Correct results so that they shrink to the photo again.")
+@click.option("--denoise", type=FiniteRange(0, 1), help="Weight of the cleaning model that is blended in.")
 @click.option(
-    "--compare", is_flag=True, help="Also write NAME_compare.png: bicubic to the left, result to the right."
+    "--denoise-model", metavar="MODEL", help="The cleaning model (default: the one that comes with ray-sr)."
+)
+@click.option("--tta", is_flag=True, help="Test-time augmentation: mean of 8 orientations, at 8 times the cost.")
+@click.option("--consistency", is_flag=True, help="Correct results so that, downscaled, they give the photo again.")
+@click.option(
+    "--compare", is_flag=True, help="Also write NAME_compare.png: bicubic on the left, result on the right."
 )
 @click.option(
     "-q",
@@ -64,20 +67,20 @@ _SIDE = click.IntRange(1)
 @click.option("--lossless", is_flag=True, help="Lossless webp, avif or jxl.")
 @click.option("--metadata", type=click.Choice(["keep", "copyright", "none"]), default="keep", show_default=True)
 @click.option("--suffix", help="Added to the names of results (default: _x and the scale).")
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
-@click.option("--skip-existing", is_flag=True, help="Leave photos alone whose results exist.")
-@click.option("--recursive", is_flag=True, help="Take the folders inside folders too.")
-@click.option("--lenient", is_flag=True, help="Read damaged photos as far as they go.")
-@click.option("--watch", is_flag=True, help="Go on with what arrives in the folders PHOTOS, until interrupted.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+@click.option("--skip-existing", is_flag=True, help="Skip photos whose results exist.")
+@click.option("--recursive", is_flag=True, help="Include the folders inside folders.")
+@click.option("--lenient", is_flag=True, help="Read damaged photos as far as possible.")
+@click.option("--watch", is_flag=True, help="Keep upscaling what arrives in the folders PHOTOS, until interrupted.")
 @click.option("--codec", type=click.Choice(["h264", "h265", "av1", "vp9", "ffv1"]), help="Of clips (default: h264; "
               "h265 for more than 8 bits, vp9 in .webm).")  # fmt: skip
-@click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, less is better (default: by codec).")
-@click.option("--resume", is_flag=True, help="Go on where a run was interrupted, also within clips.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done.")
+@click.option("--crf", type=click.IntRange(0, 63), help="Quality of clips, lower is better (default: by codec).")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run, also within clips.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-d", "--device", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["auto", "float32", "bf16"]), default="auto", show_default=True)
-@click.option("--ray", "on_ray", is_flag=True, help="On a Ray cluster; PHOTOS and OUT may be bucket URIs.")
-@click.option("--workers", type=_SIDE, help="With --ray: engines (default: one for each GPU, else one a node).")
+@click.option("--ray", "on_ray", is_flag=True, help="Run on a Ray cluster; PHOTOS and OUT may be bucket URIs.")
+@click.option("--workers", type=_SIDE, help="With --ray: engines (default: one per GPU, else one per node).")
 @store_option
 @json_option
 def upscale(
@@ -103,9 +106,9 @@ def upscale(
 ) -> None:
     """Upscale PHOTOS: files, folders, glob patterns, or - for stdin.
 
-    A photo that cannot be read is named and the rest goes on; the exit code is then 3. With --ray, results
-    that are there are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, photos are
-    taken when their size and time have been at rest for two seconds, once, also over restarts.
+    A photo that cannot be read is reported and the others go on; the exit code is then 3. With --ray, photos whose
+    results exist are skipped, and OUT/manifest.jsonl says what became of each photo. With --watch, each photo is
+    taken once, also across restarts, when its size and time have not changed for two seconds.
     """
     output = PIPE if output is not None and _is_stdout(output) else output
     clip_choices = {"codec": codec, "crf": crf, "resume": resume}

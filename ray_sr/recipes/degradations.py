@@ -24,7 +24,7 @@ KernelSize = Annotated[int, Field(ge=3, le=63)]
 
 
 class DownscaleSpec(Section):
-    """Shrink by the recipe's scale."""
+    """Downscale by the recipe's scale."""
 
     kind: Literal["downscale"] = "downscale"
     method: Literal["bicubic", "bilinear", "area"] = Field(
@@ -38,10 +38,10 @@ class BlurSpec(Section):
     kind: Literal["blur"] = "blur"
     probability: Probability = Field(1.0, description="probability that this step is applied")
     kernels: dict[BlurKernel, Positive] = Field(
-        {"isotropic": 1.0}, min_length=1, description="kernel kinds with their relative frequency"
+        {"isotropic": 1.0}, min_length=1, description="kernel kinds with their relative frequencies"
     )
     size: tuple[KernelSize, KernelSize] = Field(
-        (7, 21), description="smallest and largest kernel size; odd sizes between"
+        (7, 21), description="smallest and largest kernel size; only odd sizes are drawn"
     )
     sigma: Range = Field((0.2, 3.0), description="range of the standard deviation in pixels")
 
@@ -53,8 +53,8 @@ class NoiseSpec(Section):
 
     kind: Literal["noise"] = "noise"
     probability: Probability = Field(1.0, description="probability that this step is applied")
-    gaussian: Probability = Field(0.5, description="share of Gaussian noise; the rest is Poisson")
-    sigma: Range = Field((1.0, 30.0), description="standard deviation of Gaussian noise, in levels of 0 to 255")
+    gaussian: Probability = Field(0.5, description="probability that the noise is Gaussian; else it is Poisson")
+    sigma: Range = Field((1.0, 30.0), description="standard deviation of Gaussian noise, on the scale of 0 to 255")
     poisson_scale: Range = Field((0.05, 3.0), description="strength of Poisson noise")
     gray: Probability = Field(0.4, description="probability that all channels get the same noise")
 
@@ -87,7 +87,7 @@ class SecondOrderSpec(Section):
 
     kind: Literal["second_order"] = "second_order"
     probability: Probability = Field(
-        1.0, description="probability that a photo gets it; the others are shrunk by bicubic alone"
+        1.0, description="probability that a photo gets it; the others are only downscaled, by bicubic"
     )
     strength: float = Field(
         1.0, gt=0, le=1, description="1: Real-ESRGAN's own ranges; lower values narrow them towards no change"

@@ -74,7 +74,7 @@ class PerceptualLossSpec(Section):
 
 
 class ColourLossSpec(Section):
-    """Colour alone: each photo's mean colour, its soft histogram of each channel, or L1 of the pixels' chroma."""
+    """Colour alone: the mean colour of each photo, a soft histogram of each channel, or L1 distance of chroma."""
 
     kind: Literal["mean_colour", "histogram", "chroma"] = "mean_colour"
     weight: Positive = Field(1.0, description="factor of this term")
@@ -92,7 +92,7 @@ class FourierLossSpec(Section):
     """Mean absolute difference of the 2-D Fourier transforms: real and imaginary parts (arXiv 2108.05054)."""
 
     kind: Literal["fft"] = "fft"
-    weight: Positive = Field(0.05, description="factor of this term; the transform is not divided by its size")
+    weight: Positive = Field(0.05, description="factor of this term; the transform is not normalised")
 
 
 class StructuralLossSpec(Section):
@@ -184,7 +184,7 @@ class AdversarialSpec(Section):
         0.0, ge=0, lt=0.5, description="labels are moved inwards by a random amount up to this value (bce, lsgan)"
     )
     weight_clip: Positive | None = Field(
-        None, description="limit of the absolute value of the critic's weights (wasserstein)"
+        None, description="clip the critic's weights to plus or minus this value (wasserstein)"
     )
     gradient_penalty: NonNegative = Field(0.0, description="factor of the gradient penalty (wasserstein: 10)")
     feature_matching: NonNegative = Field(

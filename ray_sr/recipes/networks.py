@@ -16,7 +16,7 @@ CHECK_ARCHITECTURES = "check architectures"
 
 
 class SRResNetSpec(Section):
-    """SRResNet as in the SRGAN paper (arXiv 1609.04802): BatchNorm, PReLU, 9x9 ends, pixel shuffle."""
+    """SRResNet of the SRGAN paper (arXiv 1609.04802): BatchNorm, PReLU, 9x9 first and last layer, pixel shuffle."""
 
     scales: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     kind: Literal["srresnet"] = "srresnet"
@@ -59,7 +59,7 @@ class CompactSpec(Section):
 
 
 class UpResNetSpec(Section):
-    """Residual blocks with one BatchNorm each and an upsampling without parameters."""
+    """Residual blocks with one BatchNorm each, and parameter-free upsampling."""
 
     scales: ClassVar[tuple[int, ...]] = (2, 3, 4, 8)
     kind: Literal["upresnet"] = "upresnet"
@@ -82,23 +82,23 @@ class DeblurGANSpec(Section):
 
 
 class SPANSpec(Section):
-    """Swift Parameter-free Attention Network (arXiv 2311.12770): few wide layers that weigh their own output."""
+    """Swift Parameter-free Attention Network (arXiv 2311.12770): few wide layers, attention from their output."""
 
     scales: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 8)
     kind: Literal["span"] = "span"
     blocks: int = Field(6, ge=1, le=64, description="number of blocks, three 3x3 convolutions each")
     channels: int = Field(48, ge=4, le=512, description="feature channels")
     branches: bool = Field(
-        True, description="train each 3x3 convolution as a product of four, merged into one for inference"
+        True, description="train each 3x3 convolution as four, which are merged into one (reparameterisation)"
     )
-    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights are made without")
+    skip: bool = Field(False, description="add the bilinearly upscaled input; published weights do without")
     published_input: bool = Field(
         False, description="subtract DIV2K's mean colour and multiply by 255, as most published weights expect"
     )
 
 
 class RLFNSpec(Section):
-    """Residual Local Feature Network (arXiv 2205.07514): three 3x3 convolutions and spatial attention a block."""
+    """Residual Local Feature Network (arXiv 2205.07514): blocks of three 3x3 convolutions and spatial attention."""
 
     scales: ClassVar[tuple[int, ...]] = (1, 2, 3, 4, 8)
     kind: Literal["rlfn"] = "rlfn"
@@ -106,7 +106,7 @@ class RLFNSpec(Section):
     channels: int = Field(52, ge=4, le=512, description="feature channels")
     inner: int | None = Field(None, ge=4, le=512, description="channels inside a block; by default the same")
     attention: int = Field(16, ge=1, le=256, description="channels of the spatial attention")
-    skip: bool = Field(False, description="add the bilinearly enlarged input; published weights are made without")
+    skip: bool = Field(False, description="add the bilinearly upscaled input; published weights do without")
     published_input: bool = Field(
         False, description="work on values in [0, 255], as NTIRE's published weights expect"
     )
@@ -233,7 +233,7 @@ class MultiScaleSpec(Section):
 
 
 class DenseCriticSpec(Section):
-    """4x4 convolutions with BatchNorm, then dense 1024 (tanh) and a dense end: DeblurGAN's table."""
+    """4x4 convolutions with BatchNorm, then dense 1024 (tanh) and a dense output, as in DeblurGAN's table."""
 
     minimum_crop: ClassVar[int] = 32
     kind: Literal["dense_critic"] = "dense_critic"

@@ -32,7 +32,7 @@ class Recipe(Section):
     )
     data: DataSpec = DataSpec()
     degradation: list[DegradationSpec] = Field(
-        [DownscaleSpec()], min_length=1, description="steps from HR to LR, in their order"
+        [DownscaleSpec()], min_length=1, description="steps from HR to LR, in order"
     )
     generator: GeneratorSpec = SRResNetSpec()
     discriminator: DiscriminatorSpec | None = Field(None, description="needed by the gan stage")

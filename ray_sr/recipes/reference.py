@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from ray_sr.recipes.recipe import Recipe
 
-_PLAIN = {"str": "text", "int": "whole number", "float": "number", "bool": "true, false", "Any": "any value"}
+_PLAIN = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "Any": "any value"}
 _SIGNS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
 
@@ -55,9 +55,13 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (types.UnionType, typing.Union):
         return " or ".join("none" if part is type(None) else _type(part) for part in arguments)
-    if origin in (list, tuple, dict):
-        inner = ", ".join(_type(part) for part in arguments)
-        return {list: "list of ", tuple: "", dict: "mapping of "}[origin] + inner
+    parts = [_type(part) for part in arguments]
+    if origin is list:
+        return f"list of {parts[0]}{'s' if parts[0] == _PLAIN['int'] else ''}"
+    if origin is dict:
+        return f"mapping of {parts[0]} to {parts[1]}"
+    if origin is tuple:
+        return ", ".join(parts)
     return _PLAIN[annotation.__name__]
 
 

@@ -20,7 +20,7 @@ class DataSpec(Section):
     batch: int = Field(16, ge=1, le=4096, description="crops in a training step, all workers together")
     crops_per_image: int = Field(4, ge=1, le=256, description="crops cut from a sub-image each time it is decoded")
     flips: bool = Field(True, description="flip crops at random")
-    rotations: bool = Field(True, description="turn crops by 90 degrees at random")
+    rotations: bool = Field(True, description="rotate crops by multiples of 90 degrees at random")
     cache: Literal["auto", "memory", "stream"] = Field(
         "auto",
         description="memory: keep decoded sub-images; stream: decode them each time; auto: memory if they fit",
@@ -39,7 +39,7 @@ class DataSpec(Section):
 class OptimizerSpec(Section):
     """The optimizer of a stage.
 
-    adam, adamw; muon: orthogonal steps for inner layers (Jordan and others, 2024), AdamW for the rest. By the
+    adam, adamw; muon: orthogonalised updates of hidden layers (Jordan et al., 2024), AdamW for the rest. By the
     library pytorch-optimizer: schedulefree, AdamW whose average of all weights needs no schedule (arXiv
     2405.15682); adan (arXiv 2208.06677); soap (arXiv 2409.11321).
     """
@@ -49,12 +49,12 @@ class OptimizerSpec(Section):
         1e-4, gt=0, le=1, description="learning rate; muon: of biases, of the first and the last layer"
     )
     matrix_lr: float = Field(
-        0.005, gt=0, le=1, description="muon: learning rate of inner layers, the spectral norm of a step"
+        0.005, gt=0, le=1, description="muon: learning rate of hidden layers, the spectral norm of an update"
     )
-    momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay of the mean of gradients")
+    momentum: float = Field(0.95, ge=0, lt=1, description="muon: decay rate of the gradients' average")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the two moments")
     beta_difference: float = Field(
-        0.92, ge=0, lt=1, description="adan: decay of the mean of differences of gradients"
+        0.92, ge=0, lt=1, description="adan: decay rate of the average of gradient differences"
     )
     eps: Positive = Field(1e-8, description="term added to the denominator")
     weight_decay: NonNegative = Field(0.0, description="weight decay")
@@ -75,13 +75,17 @@ class ScheduleSpec(Section):
         description="wsd: warm-up, stable, decay (arXiv 2405.18392): a run can be prolonged until it decays",
     )
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    milestones: list[int] = Field([], description="multistep: steps at which the rate is multiplied by gamma")
+    milestones: list[int] = Field(
+        [], description="multistep: steps at which the learning rate is multiplied by gamma"
+    )
     gamma: float = Field(0.5, gt=0, le=1, description="multistep: factor at each milestone")
-    final: float = Field(0.0, ge=0, le=1, description="cosine, linear, wsd: rate at the end, as share of the first")
+    final: float = Field(
+        0.0, ge=0, le=1, description="cosine, linear, wsd: final learning rate, as a fraction of the initial one"
+    )
     start: int = Field(0, ge=0, description="linear: step at which the decay begins")
     decay: int = Field(0, ge=0, description="wsd: steps of decay before the end; 0: a fifth of the stage")
     cycles: int = Field(
-        1, ge=1, description="cosine: number of times it falls from the first rate to the final one"
+        1, ge=1, description="cosine: number of cycles, each from the initial learning rate to the final one"
     )
 
 
@@ -109,7 +113,7 @@ class ValidationSpec(Section):
     """Measured on whole held-out photos with the EMA weights."""
 
     every: int = Field(5000, ge=1, description="steps between validations")
-    photos: int = Field(16, ge=0, le=10_000, description="largest number of held-out photos; 0 disables validation")
+    photos: int = Field(16, ge=0, le=10_000, description="maximum number of held-out photos; 0 disables validation")
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
@@ -125,16 +129,16 @@ class TrainingSpec(Section):
         description="continue with as few workers as this while others are missing; the batch size stays the same",
     )
     accumulate: int = Field(
-        1, ge=1, description="micro-batches of a worker, computed one after another to save memory"
+        1, ge=1, description="gradient accumulation: micro-batches of a worker in a step, to save memory"
     )
     device: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="auto: GPUs where there are any; gpu: only on GPUs"
     )
-    gpus_per_worker: Positive = Field(1.0, description="GPUs of a worker; a share of one only for a single worker")
+    gpus_per_worker: Positive = Field(1.0, description="GPUs per worker; a fraction only for a single worker")
     placement: Literal["pack", "spread"] = Field(
         "pack", description="pack: workers on as few nodes as possible; spread: on as many as possible"
     )
-    cpus_per_worker: Positive = Field(1.0, description="CPUs reserved for each worker")
+    cpus_per_worker: Positive = Field(1.0, description="CPUs reserved per worker")
     threads: int | None = Field(None, ge=1, description="torch threads of a worker; as many as its CPUs by default")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 runs the networks in autocast; auto: bf16 where the hardware supports it"
@@ -154,7 +158,7 @@ class TrainingSpec(Section):
         lt=1,
         description="decay of the averaged (EMA) generator, lower in the first steps; 0 disables it",
     )
-    clip_gradients: Positive | None = Field(None, description="limit of the norm of each network's gradient")
+    clip_gradients: Positive | None = Field(None, description="clip each network's gradient to this norm")
     log_every: int = Field(50, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(5000, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(3, ge=1, description="how many of the last checkpoints are kept")

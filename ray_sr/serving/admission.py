@@ -52,7 +52,7 @@ _KEPT = 0.9  # of the weight of what was done, each time that another is done
 class AdmissionQueue:
     """The pictures under way to one model. Who would wait longer than `longest_s` is refused.
 
-    The wait is foretold from those that are done: while one is under way, all that was there when it came is done
+    The wait is predicted from those that are done: while one is under way, all that was there when it came is done
     (Little's law), however many replicas work side by side. The last few count most. As many as the replicas
     take at once are never refused. `clock` gives seconds. Used from one event loop only.
     """
@@ -72,7 +72,7 @@ class AdmissionQueue:
 
     @contextmanager
     def place(self, pixels: int) -> Iterator[None]:
-        """A picture under way for the block. Raises Problem (overloaded) where the line is too long."""
+        """A picture under way for the block. Raises Problem (overloaded) where the queue is too long."""
         over = self.wait_s - self.longest_s
         if over > 0 and self.waiting >= self.at_once:
             detail = "more is waiting than can be done in time; try again later"
