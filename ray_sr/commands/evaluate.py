@@ -20,7 +20,7 @@ _Measure = TypeVar("_Measure")
 @click.argument("model", required=False)
 @click.option("--hr", metavar="FOLDER", help="High-resolution photos.")
 @click.option("--lr", metavar="FOLDER", help="Low-resolution photos with the same names (default: downscaled by "
-              "bicubic); without --hr, any photos or one.")  # fmt: skip
+              "bicubic); without --hr: any photos, or one.")  # fmt: skip
 @click.option("--scale", type=click.Choice(["1", "2", "3", "4", "8"]), help="Scale of the model `bicubic`.")
 @click.option("--pictures", metavar="FOLDER", help="Write ORIGINAL / LOW / BICUBIC / PREDICTED pictures here.")
 @click.option("--features", metavar="FILE", help="VGG19 weights: adds the vgg19_conv3_4 feature distance.")
