@@ -75,7 +75,7 @@ class AdmissionQueue:
         """A picture under way for the block. Raises Problem (overloaded) where the queue is too long."""
         over = self.wait_s - self.longest_s
         if over > 0 and self.waiting >= self.at_once:
-            detail = "more is waiting than can be done in time; try again later"
+            detail = "the queue is too long to be served in time; try again later"
             raise Problem("overloaded", detail, retry_after=max(RETRY_AFTER_S, round(over)))
         load = pixels + _EACH
         self._load += load

@@ -122,7 +122,7 @@ class CodecPool:
         pixels = header.width * header.height
         cpu_s = limits.decode_cpu_s * max(1, pixels / _PIECE)
         head = decode_head(codec.accepted_photos(limits), _memory(pixels), cpu_s)
-        slow = PhotoError(f"takes over {cpu_s:.0f} s of processor time to decode", "unsupported-image")
+        slow = PhotoError(f"takes over {cpu_s:.0f} s of CPU time to decode", "unsupported-image")
         failed = PhotoError("the decoder failed on this picture")
         return codec_protocol.unpack_photo(*await self._call(head, [data], slow, failed))
 
@@ -132,7 +132,7 @@ class CodecPool:
         cpu_s = _ENCODE_CPU_S * max(1, pixels / _PIECE)
         photo_head, buffers = codec_protocol.pack_photo(photo)
         head = encode_head(photo_head, job, _memory(pixels), cpu_s)
-        slow = Problem("timeout", f"{job.format} took over {cpu_s:.0f} s of processor time; ask for another format")
+        slow = Problem("timeout", f"{job.format} took over {cpu_s:.0f} s of CPU time; ask for another format")
         size, found = await self._call(head, buffers, slow, Problem("internal", "the encoder failed"))
         return codec.Encoded(bytes(found[0]), size["width"], size["height"], tuple(size["warnings"]))
 

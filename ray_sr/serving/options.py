@@ -60,18 +60,18 @@ class JobQuery(UpscaleQuery):
 
 
 class JobLimits(Section):
-    """What jobs may take, all together. Their pictures and results lie in the storage of `jobs`."""
+    """What jobs may take, all together. Their pictures and results are kept in the storage of `jobs`."""
 
     input_pixels: int = Field(1 << 24, ge=1, description="largest picture, width x height")
     result_pixels: int = Field(1 << 28, ge=1, description="largest picture that the network makes")
-    deadline_s: float = Field(3600, gt=0, description="seconds for the work, counted from its begin")
+    deadline_s: float = Field(3600, gt=0, description="seconds for the work, counted from its start")
     kept_s: float = Field(3600, gt=0, description="seconds for which a result is kept")
     running: int = Field(1, ge=1, description="jobs worked on at the same time")
     waiting: int = Field(16, ge=1, description="jobs queued or running")
     kept: int = Field(256, ge=1, description="jobs known, finished ones included")
     bytes: int = Field(4 << 30, ge=1, description="pictures and results of jobs in storage")
     lease_s: float = Field(
-        10, ge=0.5, description="seconds after which the jobs of a lost process are begun anew by the next one"
+        10, ge=0.5, description="seconds after which the next process restarts the jobs of a lost one"
     )
 
     @model_validator(mode="after")
@@ -91,15 +91,17 @@ class ServiceLimits(Section):
     input_pixels: int = Field(1 << 22, ge=1, description="largest picture, width x height")
     result_pixels: int = Field(1 << 26, ge=1, description="largest picture that the network makes, width x height")
     side: int = Field(16384, ge=1, description="longest side of a picture")
-    jpeg_scans: int = Field(64, ge=1, description="most scans of a JPEG")
-    decode_cpu_s: float = Field(10, gt=0, description="processor seconds to decode 4 megapixels")
+    jpeg_scans: int = Field(64, ge=1, description="maximum number of scans of a JPEG")
+    decode_cpu_s: float = Field(10, gt=0, description="CPU seconds to decode 4 megapixels")
     body_deadline_s: float = Field(30, gt=0, description="seconds in which the body must arrive")
     request_deadline_s: float = Field(60, gt=0, description="seconds for the work after the body has arrived")
     in_flight_bytes: int = Field(1 << 29, ge=1, description="bodies held at the same time, by all ingress replicas")
     in_flight_pixels: int = Field(
         1 << 28, ge=1, description="results under way at the same time, by all ingress replicas"
     )
-    queue_s: float = Field(20, gt=0, description="seconds that a picture may have to wait; else it is refused")
+    queue_s: float = Field(
+        20, gt=0, description="longest predicted wait of a picture in seconds; else it is refused"
+    )
     jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
 
     @model_validator(mode="after")
@@ -132,12 +134,12 @@ class ServiceOptions(Section):
         False, description="offer every model of the store and those of ray-sr, loaded when first asked for"
     )
     models_bytes: int = Field(
-        1 << 29, ge=1, description="weights that a replica keeps; beyond that the least recently used go"
+        1 << 29,
+        ge=1,
+        description="bytes of weights that a replica keeps; beyond it the least recently used are dropped",
     )
     store: str | None = Field(None, description="root of the model store; default: that of the user")
-    follow_s: float = Field(
-        5, gt=0, description="seconds between looks at the store: a newly promoted model is then taken over"
-    )
+    follow_s: float = Field(5, gt=0, description="seconds between checks of the store for newly promoted models")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N")
     precision: Precision = Field("auto", description="of the device; 16-bit pictures always run in float32")
     tile: int | None = Field(None, ge=16, description="tile side in input pixels; default: what fits")
@@ -153,21 +155,22 @@ class ServiceOptions(Section):
     batch_tiles: int | None = Field(
         None, ge=1, description="tiles of several pictures that run at once; default: 16 on a GPU, else 1"
     )
-    min_replicas: int = Field(1, ge=1, description="generator replicas at rest, of each model")
-    max_replicas: int = Field(1, ge=1, description="generator replicas under load, of each model")
+    min_replicas: int = Field(1, ge=1, description="generator replicas of each model when idle")
+    max_replicas: int = Field(1, ge=1, description="generator replicas of each model under load")
     requests_per_replica: int = Field(4, ge=1, description="requests sent to a generator replica at once")
     upscale_delay_s: float = Field(5, ge=0, description="seconds of load before another replica is started")
-    downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is ended")
-    ingress_replicas: int = Field(1, ge=1, description="processes that speak HTTP, at rest")
-    max_ingress_replicas: int | None = Field(None, ge=1, description="the same under load; default: as at rest")
+    downscale_delay_s: float = Field(120, ge=0, description="seconds without load before one is stopped")
+    ingress_replicas: int = Field(1, ge=1, description="HTTP ingress processes when idle")
+    max_ingress_replicas: int | None = Field(None, ge=1, description="the same under load; default: as when idle")
     codec_processes: int | None = Field(
-        None, ge=1, description="that decode and encode, per ingress replica; default: one a core, up to 32"
+        None, ge=1, description="codec processes per ingress replica; default: one per core, up to 32"
     )
     cors_origins: tuple[str, ...] = Field(
         (), description="pages of other origins that may use the service, e.g. https://example.org, or *"
     )
     webhook_origins: tuple[str, ...] = Field(
-        (), description="where jobs may tell of their end, e.g. https://hooks.example.org; default: nowhere"
+        (),
+        description="origins that webhooks may be sent to, e.g. https://hooks.example.org; default: none",
     )
     webhook_secret: str | None = Field(None, description="file with the secret that signs what is sent there")
     jobs: str | None = Field(

@@ -108,7 +108,7 @@ async def _upscaled(
         except ScaleChanged:
             router.forget()
             settings = settle(query, await router.model())
-    raise Problem("starting", "the model is being exchanged; try again soon")
+    raise Problem("starting", "the model is being replaced; try again soon")
 
 
 def measure(data: bytes, limits: ServiceLimits) -> Header:
@@ -143,7 +143,7 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.EncodeSettings:
     """The query with its open ends closed by the model. Raises Problem where the model cannot do it."""
     scale = float(model.scale) if query.scale is None else query.scale
     if scale > model.scale:
-        detail = f"the model {model.tag} enlarges up to {model.scale} times"
+        detail = f"the model {model.tag} upscales by at most {model.scale}"
         errors = [{"parameter": "scale", "detail": detail}]
         raise Problem("invalid-parameter", f"scale: {detail}", errors=errors)
     if query.denoise is not None and not model.denoise:

@@ -107,8 +107,8 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, ResourceError | MemoryError):
         logger.warning("out of resources: %s", error)
         return Problem("overloaded", "not enough memory for this picture now; try again or send a smaller one")
-    logger.error("unforeseen error", exc_info=error)
-    return Problem("internal", "unforeseen error; quote the request id when you report it")
+    logger.error("unexpected error", exc_info=error)
+    return Problem("internal", "unexpected error; quote the request id when you report it")
 
 
 def _problem_of_http(error: HTTPException) -> Problem:

@@ -52,7 +52,7 @@ class ProxyProblems:
         async def answer(status: int) -> None:
             kind, detail = _OF_SERVE[status]
             if status == 404 and self._is_draining(scope["path"]):
-                kind, detail = "starting", "the service is being ended or exchanged; try again soon"
+                kind, detail = "starting", "the service is being stopped or replaced; try again soon"
             problem = Problem(kind, detail, retry_after=_DRAIN_RETRY_S if kind == "starting" else None)
             response = problem.response(scope)
             response.headers["X-Request-Id"] = request_id_of(scope)

@@ -184,7 +184,7 @@ def serve_errors() -> Iterator[None]:
         if isinstance(error.cause, ScaleChanged):
             raise ScaleChanged from None
         if isinstance(error.cause, Abandoned):
-            raise Problem("starting", "the work was given up; it is begun anew") from None
+            raise Problem("starting", "the work was abandoned and is started again") from None
         raise problem_of(error.cause) from None
     except BackPressureError:
         raise Problem("overloaded", "too many pictures are waiting; try again later") from None

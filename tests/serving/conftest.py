@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.run import running_service
 from ray_sr.store import Store, load_model
 from ray_sr.upscaling import Engine
+from tests.image_files import chunk
 from tests.serving.page_browser import chromium, find_chromium
 
 # A picture of 1024x1024 keeps this network busy for far longer than the deadline, one of 32x24 for a blink.
@@ -91,10 +91,6 @@ def png_of(width: int, height: int, pixels: bytes, colour: int = 2) -> bytes:
     size = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     chunks = (chunk(b"IHDR", size), chunk(b"IDAT", pixels), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @pytest.fixture(scope="package")
