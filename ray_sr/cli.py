@@ -72,10 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     open_standard_streams()
     end_by_exception()
     try:
-        code = _run(arguments, debug)
+        code = _run(arguments, debug) if _has_folder() else ResourceError.exit_code
     except OSError:  # stderr takes nothing more: the code alone can tell
         code = ResourceError.exit_code
     sys.exit(code)
+
+
+def _has_folder() -> bool:
+    """Whether the current folder is there: libraries end the process without it, or fail in their own words."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        click.echo(f"error: the current folder is gone ({error.strerror}): change to another one", err=True)
+        return False
+    return True
 
 
 def _run(arguments: list[str], debug: bool) -> int:

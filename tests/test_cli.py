@@ -101,6 +101,7 @@ def test_recipe_errors_are_all_shown_with_exit_code_2(capsys: pytest.CaptureFixt
         (["data", "prepare", "{tmp}", "-o", "{tmp}/s", "--step", "1"], 2, "--step"),
         (["serve", "-n", "bicubic", "--host", "0.0.0.0"], 2, "--insecure"),
         (["nonsense"], 2, "No such command"),
+        (["models", "list", "--store", "/dev/null"], 4, "cannot read the model store /dev/null: Not a directory"),
         (["upscale", "x.png", "-n", "bicubic", "-s", "nan"], 2, "not a finite number"),
         (["upscale", "x.png", "-n", "bicubic", "--denoise", "nan"], 2, "not a finite number"),
         (["train", "-c", "demo", "--plan", "--hourly", "inf"], 2, "not a finite number"),

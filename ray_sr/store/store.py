@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import logging
 import os
@@ -367,6 +368,8 @@ class Store:
     def _children(self, folder: str, recursive: bool = False) -> Sequence[pafs.FileInfo]:
         selector = pafs.FileSelector(folder, allow_not_found=True, recursive=recursive)
         with self._storage("read"):
+            if self._local and os.path.exists(self._path) and not os.path.isdir(self._path):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             infos = self._filesystem.get_file_info(selector)
         return sorted(infos, key=lambda info: info.path)
 

@@ -109,6 +109,7 @@ BIASES = {f"body.{i}.bias": torch.zeros(SHAPES[i][0]) for i in (0, 2, 4)}
         (f"{sys.executable} -m ray_sr.cli recipes list > /dev/full", 4, b"cannot be written to stdout"),
         (f"{UPSCALE} <(cat a.png) <(cat a.png) -o out", 3, b"not a regular file"),
         (f"{UPSCALE} a.png -o b.png 2> /dev/full", 4, b""),
+        (f"mkdir gone; cd gone; rmdir ../gone; {UPSCALE} /a.png", 4, b"the current folder is gone"),
         (f"{RAY_SR} models import - < a.png", 2, b"weights from stdin have no name: give --name"),
         (f"{RAY_SR} submit train -c <(echo scale: 2)", 2, b"a pipe cannot be sent along with a job"),
     ],
