@@ -132,7 +132,7 @@ def passed_over(
     output: str | os.PathLike[str] | None,
     moving: MovingNames | None = None,
 ) -> list[Path]:
-    """Files of the folders among the inputs that nothing is read from, by their names; hidden ones apart."""
+    """What of the folders among the inputs is no folder and nothing is read from; hidden files apart."""
     inner = None if output is None else os.path.realpath(output)
     found: list[Path] = []
     waiting = [Path(name) for name in inputs if os.path.isdir(name)]
@@ -147,11 +147,14 @@ def passed_over(
             if entry.is_dir(follow_symlinks=False):
                 if recursive and os.path.realpath(path) != inner:
                     waiting.append(path)
-            elif (
-                path.suffix.lower() not in SUFFIXES and os.path.isfile(path) and not (moving and moving.takes(path))
-            ):
+            elif os.path.exists(path) and not os.path.isdir(path) and not _is_read(path, moving):
                 found.append(path)
     return sorted(found)
+
+
+def _is_read(path: Path, moving: MovingNames | None) -> bool:
+    """Whether a folder's file is taken: no pipes, sockets or devices, whatever they are called."""
+    return os.path.isfile(path) and (path.suffix.lower() in SUFFIXES or bool(moving and moving.takes(path)))
 
 
 def _problem_of_link(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ def test_suffixes_of_today_are_taken_and_the_rest_is_named(tmp_path: Path) -> No
     assert [job.source.name for job in jobs] == taken
     found = passed_over([tmp_path], False, tmp_path / "out")
     assert [path.name for path in found] == others
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [job.source.name for job in plan_jobs([tmp_path], tmp_path / "out", suffix="_x2")] == taken
+    assert [path.name for path in passed_over([tmp_path], False, tmp_path / "out")] == [*others, "pipe.png"]
     summary = Summary((), 1.0, tuple(map(str, found)))
     assert "3 passed over" in str(summary)
     assert all(name in str(summary) for name in others)
