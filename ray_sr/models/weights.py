@@ -132,16 +132,19 @@ def _by_spandrel(
 
 def generator_from_state(network: NetworkSpec, state: Mapping[str, Tensor], source: str) -> Generator:
     """Build `network` and load `state` strictly; evaluation mode, float32, CPU. Raises ModelError."""
-    with torch.device("meta"), _WithoutDraws():  # a forged file can claim a network that no memory holds
-        _check_fits(build_generator(network), state, source)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave no trace
+        with torch.device("meta"), _WithoutDraws():  # a forged file can claim a network that no memory holds
+            _check_fits(build_generator(network), state, source)
         module = build_generator(network)
     load_strict(module, state, source)
     return module.eval()
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """Leaves out the drawing of weights: on the meta device it imports torch's compiler, for seconds."""
+    """Leaves out the drawing of weights on the meta device, where it imports torch's compiler, for seconds.
+
+    Not on others: `trunc_normal_` draws until all values are within its limits.
+    """
 
     _DRAWS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_")
 
@@ -150,7 +153,9 @@ class _WithoutDraws(TorchFunctionMode):
     ) -> Any:
         named = kwargs or {}
         if getattr(func, "__name__", "") in self._DRAWS:
-            return args[0] if args else named["tensor"]
+            tensor = args[0] if args else named["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **named)
 
 
