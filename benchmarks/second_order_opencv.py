@@ -121,7 +121,7 @@ def _convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101))
 
 
-CROPS, SIDE, SCALE = 64, 96, 4
+CROPS, SIDE, SCALE = 256, 96, 4  # so many that all random settings come up
 
 
 def main() -> None:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm, poisson
 
-from ray_sr.degradations.noise import PHOTONS, add_noise, gaussian_noise, poisson_noise
+from ray_sr.degradations.noise import FEW, PHOTONS, add_noise, gaussian_noise, poisson_deviations, poisson_noise
 from ray_sr.recipes.degradations import NoiseSpec
 
 
@@ -26,6 +27,54 @@ def test_poisson_variance_is_proportional_to_brightness(level: float, gray: bool
     noise = poisson_noise(_flat(level), 1.5, gray, np.random.default_rng(0))
     assert noise.mean().item() == pytest.approx(0, abs=2e-3)
     assert noise.var().item() == pytest.approx(1.5**2 * level / PHOTONS, rel=0.03)
+
+
+DRAWS = 1 << 20
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.3, 4.0, FEW - 0.01, FEW, 12.5, 31.7, 100.0, 256.0])
+def test_counts_of_photons_have_the_distribution_of_poisson(mean: float) -> None:
+    """Its first four moments, in whole photons."""
+    means = np.full(DRAWS, mean, np.float32)
+    deviations = poisson_deviations(means, np.random.default_rng(0))
+    assert deviations.dtype == np.float32
+    counts = np.rint(deviations + means).astype(int)
+    assert np.abs(deviations + means - counts).max() < 1e-4  # whole photons
+    assert counts.min() >= 0
+    if not mean:
+        assert not counts.any()
+        return
+    assert counts.mean().item() == pytest.approx(mean, abs=5 * np.sqrt(mean / DRAWS))
+    assert counts.var().item() == pytest.approx(mean, rel=5 * np.sqrt((2 + 1 / mean) / DRAWS))
+    standard = (counts - mean) / np.sqrt(mean)
+    assert (standard**3).mean().item() == pytest.approx(mean**-0.5, abs=0.03)
+    if mean >= 1:
+        assert (standard**4).mean().item() - 3 == pytest.approx(1 / mean, abs=0.06)
+
+
+class _Quantiles:
+    """In place of a random generator: normal numbers spread evenly over their distribution, without chance."""
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return norm.ppf((np.arange(shape[0]) + 0.5) / shape[0]).astype(dtype)
+
+
+@pytest.mark.parametrize("mean", [FEW, 13.4, 20.0, 57.3, 256.0])
+def test_no_event_is_more_or_less_likely_than_promised(mean: float) -> None:
+    """The total variation from scipy's distribution; plain rounding of a normal number is ten times as far away."""
+    means = np.full(DRAWS, mean, np.float32)
+    counts = np.rint(poisson_deviations(means, _Quantiles()) + means).astype(int)  # type: ignore[arg-type]
+    seen = np.bincount(counts, minlength=600) / DRAWS
+    assert np.abs(seen - poisson(mean).pmf(np.arange(len(seen)))).sum() / 2 < 5e-4
+
+
+def test_dark_pixels_among_bright_ones_are_drawn_for_themselves() -> None:
+    means = np.tile(np.array([0.0, 2.0, 200.0], np.float32), (100_000, 1))
+    deviations = poisson_deviations(means, np.random.default_rng(1))
+    assert not deviations[:, 0].any()
+    np.testing.assert_allclose(deviations.var(axis=0)[1:], [2, 200], rtol=0.03)
+    np.testing.assert_allclose((deviations[:, 1] ** 3).mean(), 2, rtol=0.1)  # a Poisson's third moment is its mean
+    assert np.abs(np.corrcoef(deviations[:, 1:].T)[0, 1]) < 0.02
 
 
 @pytest.mark.parametrize("gaussian", [0.0, 1.0])
