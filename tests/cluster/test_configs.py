@@ -69,9 +69,19 @@ def test_nodes_of_a_cloud_come_and_go_with_the_work(name: str) -> None:
 
 
 def test_machines_have_a_driver_for_torch() -> None:
-    """Ray's own default on AWS is an image of 2023; on Google's the driver is part of the name."""
-    aws = {name: node["node_config"] for name, node in read("cluster.yaml")["available_node_types"].items()}
-    assert all(re.fullmatch("ami-[0-9a-f]{17}", node["ImageId"]) for node in aws.values())
+    """Ray's own default on AWS is an image of 2023. On Google's the driver is part of the name, on AWS the parameter
+    names the newest image of a family, which the head may look up when it starts a node."""
+    aws = {node["node_config"]["ImageId"] for node in read("cluster.yaml")["available_node_types"].values()}
+    (image,) = aws
+    assert image.startswith("resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-")
+    region, parameter = read("cluster.yaml")["provider"]["region"], image.removeprefix("resolve:ssm:")
+    allowed = {
+        resource
+        for statement in read("clusters/aws-iam-head.json")["Statement"]
+        if "ssm:GetParameters" in statement["Action"]
+        for resource in [statement["Resource"]]
+    }
+    assert allowed == {f"arn:aws:ssm:{region}::parameter{parameter}"}
     google = read("clusters/gcp.yaml")["available_node_types"]
     images = {
         disk["initializeParams"]["sourceImage"] for n in google.values() for disk in n["node_config"]["disks"]
