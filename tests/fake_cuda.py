@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,6 +61,52 @@ def kept_settings() -> Iterator[None]:
         torch.backends.cudnn.deterministic = False
 
 
+class Streams:
+    """torch.cuda's streams by their names, and what was asked of them, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[str] = []
+        self._made = 0
+        self._current = [_Stream("network", self.log)]
+        answers: dict[str, Any] = {"Stream": self._make, "stream": self._enter, "current_stream": self._now}
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self._record(tensor, stream))
+
+    def _make(self, device: Any = None) -> _Stream:
+        self._made += 1
+        return _Stream(("there", "back")[(self._made - 1) % 2], self.log)
+
+    def _now(self, device: Any = None) -> _Stream:
+        return self._current[-1]
+
+    @contextmanager
+    def _enter(self, stream: _Stream) -> Iterator[None]:
+        self._current.append(stream)
+        self.log.append(f"{stream.name} begins")
+        yield
+        self._current.pop()
+
+    def _record(self, tensor: torch.Tensor, stream: _Stream) -> None:
+        assert tensor.device.type == "cuda"
+        self.log.append(f"kept for {stream.name}")
+
+
+class _Stream:
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self._log = name, log
+
+    def wait_stream(self, other: _Stream) -> None:
+        self._log.append(f"{self.name} waits for {other.name}")
+
+    def record_event(self) -> _Stream:
+        return self
+
+    def synchronize(self) -> None:
+        self._log.append(f"host waits for {self.name}")
+
+
 class Waits(TorchDispatchMode):
     """Names of the operations for which a CPU would wait until its GPU has done all that it was given.
 
@@ -98,6 +145,19 @@ def fake_tensors() -> Iterator[None]:
         patch.setattr(torch.autograd, "backward", _backward)
         patch.setattr(torch.autograd, "grad", _grad)
         yield
+
+
+def read_as(patch: pytest.MonkeyPatch, truth: bool = True) -> None:
+    """Fake tensors of the host can be read: as `truth`, and as zeros. Those of a GPU cannot."""
+    patch.setattr(FakeTensor, "numpy", _zeros, raising=False)
+    patch.setattr(FakeTensor, "tolist", lambda tensor: _zeros(tensor).tolist(), raising=False)
+    patch.setattr(FakeTensor, "__bool__", lambda tensor: truth, raising=False)
+    patch.setattr(FakeTensor, "__float__", lambda tensor: 0.0, raising=False)
+
+
+def _zeros(tensor: torch.Tensor) -> np.ndarray:
+    assert tensor.device.type == "cpu"
+    return np.zeros(tensor.shape, str(tensor.dtype).removeprefix("torch."))
 
 
 def _deepcopy(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:

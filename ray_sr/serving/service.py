@@ -27,6 +27,12 @@ from ray_sr.serving.webhooks import check_address
 _CODECS = 32
 
 
+def codec_processes(options: ServiceOptions) -> int:
+    """Of one ingress replica: its share of the cores, unless the options say otherwise."""
+    cores = len(os.sched_getaffinity(0))
+    return options.codec_processes or min(_CODECS, max(1, cores // options.most_ingresses))
+
+
 class Service:
     """State of one ingress replica: its share of the limits, what is under way, its codec processes."""
 
@@ -43,9 +49,7 @@ class Service:
         share = self.limits.share(options.most_ingresses)
         self._bytes = Budget(share.in_flight_bytes, "bytes")
         self._pixels = Budget(share.in_flight_pixels, "pixels")
-        cores = len(os.sched_getaffinity(0))
-        processes = options.codec_processes or min(_CODECS, max(1, cores // options.most_ingresses))
-        self._pipeline = Pipeline(catalogue, self.metrics, processes)
+        self._pipeline = Pipeline(catalogue, self.metrics, codec_processes(options))
 
     def close(self) -> None:
         """Ends the codec processes."""

@@ -1,8 +1,9 @@
 """Runs a generator over a picture of any size, tile by tile, on one device.
 
-The picture and its result stay on the host; only tiles travel. The result comes in bands from top to bottom,
-so that a caller who writes them away never holds the whole. When a tile does not fit in memory, what is left is
-planned anew with tiles of half the side; a tile with NaN or infinite values is run again in float32.
+The picture and its result stay on the host; only tiles travel, to and from a GPU while it computes others. The
+result comes in bands from top to bottom, so that a caller who writes them away never holds the whole. When a tile
+does not fit in memory, what is left is planned anew with tiles of half the side; a tile with NaN or infinite values
+is run again in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator as GeneratorOf
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -23,6 +26,7 @@ from torch import nn
 from ray_sr.errors import ModelError, RecipeError, ResourceError
 from ray_sr.models import Capability, Generator, folded
 from ray_sr.upscaling.accelerator import exact_float32, free_memory, require_usable
+from ray_sr.upscaling.copies import Copies
 from ray_sr.upscaling.precision import (
     WORST_DEVIATION,
     Trial,
@@ -38,6 +42,9 @@ from ray_sr.upscaling.tiles import Span, TilePlan, plan_tiles
 Precision = Literal["auto", "float32", "bf16"]
 OnProgress = Callable[[float], None]
 Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+Cores = list[np.ndarray]
+Finish = Callable[[], Cores | None]
+_Begun = tuple[Span, Sequence[Span], Finish]
 
 LARGEST_TILE = 1024
 LARGEST_CPU_TILE = 448  # larger ones leave the caches: Compact is then a third slower
@@ -115,6 +122,7 @@ class Engine:
         self.tile_results: TileResults | None = None  # where frames follow each other, tiles are often the same
         self.overlap = overlap
         self.ensemble = ensemble
+        self.copies = Copies(self.device) if self.device.type == "cuda" else None
         self._apply: Run = nn.Module.__call__
         exact: nn.Module = folded(cast(Generator, module)).requires_grad_(False)
         exact = exact.to(self.device).to(memory_format=torch.channels_last)
@@ -179,17 +187,49 @@ class Engine:
 
     def _bands(self, job: _Job, progress: OnProgress | None) -> Iterator[tuple[int, np.ndarray]]:
         plan = self._plan(job.picture, 0)
-        rows = deque(plan.rows)
-        while rows:
-            band = self._band(job, rows[0], plan.columns, progress)
-            if band is not None:
-                yield rows.popleft().start * self.scale, band
-                del band  # or it would be there beside the next one
-                continue
+        while (missing := (yield from self._bands_of(job, plan, progress))) is not None:
             self._halve(plan)
             # From here on only: what is above has been handed out and may be in a file already.
-            plan = self._plan(job.picture, rows[0].start)
-            rows = deque(plan.rows)
+            plan = self._plan(job.picture, missing)
+
+    def _bands_of(
+        self, job: _Job, plan: TilePlan, progress: OnProgress | None
+    ) -> GeneratorOf[tuple[int, np.ndarray], None, int | None]:
+        """The bands of a plan; returns the row at which the first one begins for which memory did not suffice."""
+        height, width, channels = job.picture.shape
+        band = np.empty(0, job.dtype)
+        for rows, some, cores in self._in_turn(job, plan):
+            if cores is None:
+                return rows.start
+            if some[0] is plan.columns[0]:
+                size = (rows.stop - rows.start) * self.scale, width * self.scale, channels
+                band = np.empty(size, job.dtype)
+            for span, core in zip(some, cores, strict=True):
+                band[:, span.start * self.scale : span.stop * self.scale] = core
+            self.stats.tiles += len(some)
+            if progress:
+                progress((rows.start + (rows.stop - rows.start) * some[-1].stop / width) / height)
+            del cores  # or it would be there beside its band
+            if some[-1] is plan.columns[-1]:
+                yield rows.start * self.scale, band
+                del band  # or it would be there beside the next one
+        return None
+
+    def _in_turn(self, job: _Job, plan: TilePlan) -> Iterator[tuple[Span, Sequence[Span], Cores | None]]:
+        """Rows and columns of tiles that run at once, with their results, in the order of the plan.
+
+        Where copies run beside the network, the next tiles are begun before the results of these are waited for.
+        None for those for which memory did not suffice: none come after them.
+        """
+        begun: deque[_Begun] = deque()
+        for rows, some in _parts(plan, self.batch):
+            begun.append((rows, some, self._begin(job, rows, some)))
+            if begun[-1][2] is _failed:
+                break
+            if len(begun) > (self.copies is not None):
+                yield _finished(begun)
+        while begun:
+            yield _finished(begun)
 
     def _plan(self, picture: np.ndarray, top: int) -> TilePlan:
         height, width = picture.shape[:2]
@@ -234,76 +274,108 @@ class Engine:
         self.tile = side
         _log.warning("out of memory on %s: going on with tiles of %d px", self.device, side)
 
-    def _band(
-        self, job: _Job, rows: Span, columns: Sequence[Span], progress: OnProgress | None
-    ) -> np.ndarray | None:
-        """One row of tiles, joined; None where memory did not suffice."""
-        height, width, channels = job.picture.shape
-        size = (rows.stop - rows.start) * self.scale, width * self.scale, channels
-        band = np.empty(size, job.dtype)
-        for first in range(0, len(columns), self.batch):
-            some = columns[first : first + self.batch]
-            cores = self._known_cores(job, rows, some)
-            if cores is None:
-                return None
-            for span, core in zip(some, cores, strict=True):
-                band[:, span.start * self.scale : span.stop * self.scale] = core
-            self.stats.tiles += len(some)
-            if progress:
-                progress((rows.start + (rows.stop - rows.start) * some[-1].stop / width) / height)
-        return band
-
-    def _known_cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
-        """What `_cores` gives; with `tile_results`, only what is not known is run."""
+    def _begin(self, job: _Job, rows: Span, columns: Sequence[Span]) -> Finish:
+        """Begins tiles side by side; with `tile_results`, only those that are not known."""
         if self.tile_results is None:
-            return self._cores(job, rows, columns)
+            return self._begin_cores(job, rows, columns)
+        known = self.tile_results
         keys = [
             TileResults.key(
                 _cut(job.picture, rows, span), self._inner(rows), self._inner(span), job.dtype, job.exact
             )
             for span in columns
         ]
-        found = [self.tile_results.get(key) for key in keys]
+        found = [known.get(key) for key in keys]
         missing = [span for span, core in zip(columns, found, strict=True) if core is None]
-        new = self._cores(job, rows, missing) if missing else []
-        if new is None:
-            return None
-        self.stats.reused += len(columns) - len(missing)
-        fresh = iter(new)
-        cores = [next(fresh) if core is None else core for core in found]
-        for key, core in zip(keys, cores, strict=True):
-            self.tile_results.put(key, core)
-        return cores
+        finish_missing = self._begin_cores(job, rows, missing) if missing else list
+        if finish_missing is _failed:
+            return _failed
 
-    def _cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> list[np.ndarray] | None:
+        def finish() -> Cores | None:
+            new = finish_missing()
+            if new is None:
+                return None
+            self.stats.reused += len(columns) - len(missing)
+            fresh = iter(new)
+            cores = [next(fresh) if core is None else core for core in found]
+            for key, core in zip(keys, cores, strict=True):
+                known.put(key, core if self.copies is None else core.copy())  # page-locked memory is scarce
+            return cores
+
+        return finish
+
+    def _begin_cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> Finish:
+        """Begins to run tiles; without `copies` they are done with that."""
+        if self.copies is None:
+            cores = self._cores(job, rows, columns)
+            return _failed if cores is None else lambda: cores
+        try:
+            with self._running():
+                return self._send(self.copies, job, rows, columns)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        return _failed
+
+    def _send(self, copies: Copies, job: _Job, rows: Span, columns: Sequence[Span]) -> Finish:
+        """Hands tiles to the device, whose results come back beside the next tiles."""
+        tiles = torch.from_numpy(self._stacked(job, rows, columns))
+        results = self._results(self._network(job), self._to_batch(copies.upload(tiles), job.picture.dtype))
+        finite = torch.isfinite(results).all()
+        arrive = copies.download([finite, *self._cores_of(results, job, rows, columns)])
+
+        def finish() -> Cores | None:
+            is_finite, *cores = arrive()
+            if not is_finite:
+                return self._cores(job, rows, columns)  # again, waiting at each step
+            return [_to_array(core, job.dtype) for core in cores]
+
+        return finish
+
+    def _cores(self, job: _Job, rows: Span, columns: Sequence[Span]) -> Cores | None:
         """The results of tiles side by side, without their margins; None where memory did not suffice."""
         try:
-            with DEVICE.among_others(), torch.inference_mode(), exact_float32(self.device):
-                tiles = np.stack([_cut(job.picture, rows, span) for span in columns])
-                results = self._finite(self._to_device(tiles), job.exact)
-                if job.picture.shape[2] == 1:
-                    results = results.mean(1, keepdim=True)
-                return [
-                    _to_host(result[:, self._inner(rows), self._inner(span)], job.dtype)
-                    for result, span in zip(results, columns, strict=True)
-                ]
+            with self._running():
+                tiles = torch.from_numpy(self._stacked(job, rows, columns)).to(self.device)
+                results = self._finite(self._to_batch(tiles, job.picture.dtype), self._network(job))
+                return [_to_array(core.cpu(), job.dtype) for core in self._cores_of(results, job, rows, columns)]
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
         return None  # outside of the handler, so that the failure's tensors are gone before the next attempt
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with DEVICE.among_others(), torch.inference_mode(), exact_float32(self.device):
+            yield
+
+    def _network(self, job: _Job) -> nn.Module:
+        return self._exact if job.exact else self._fast
 
     def _inner(self, span: Span) -> slice:
         """Where the core lies in the result of the source."""
         start = (span.start - span.source_start) * self.scale
         return slice(start, start + (span.stop - span.start) * self.scale)
 
-    def _to_device(self, tiles: np.ndarray) -> torch.Tensor:
-        """N×h×w×C on the host to float32 N×3×h×w in [0, 1] on the device, channels last."""
-        levels = _LEVELS[tiles.dtype]
-        values = tiles if tiles.dtype == np.uint8 else tiles.astype(np.float32)
-        batch = torch.from_numpy(values).to(self.device).to(torch.float32).div_(levels).permute(0, 3, 1, 2)
+    def _stacked(self, job: _Job, rows: Span, columns: Sequence[Span]) -> np.ndarray:
+        """The sources of tiles as they travel: N×h×w×C, uint8 or float32."""
+        tiles = np.stack([_cut(job.picture, rows, span) for span in columns])
+        return tiles if tiles.dtype == np.uint8 else tiles.astype(np.float32)
+
+    def _to_batch(self, tiles: torch.Tensor, dtype: np.dtype) -> torch.Tensor:
+        """N×h×w×C with the levels of `dtype` to float32 N×3×h×w in [0, 1], channels last."""
+        batch = tiles.to(torch.float32).div_(_LEVELS[dtype]).permute(0, 3, 1, 2)
         batch = batch.expand(-1, self.capability.channels, -1, -1)
         return batch.contiguous(memory_format=torch.channels_last)
+
+    def _cores_of(
+        self, results: torch.Tensor, job: _Job, rows: Span, columns: Sequence[Span]
+    ) -> Iterator[torch.Tensor]:
+        """N×3×h×w to h×w×C of each core, rounded on the device so that the fewest bytes travel."""
+        if job.picture.shape[2] == 1:
+            results = results.mean(1, keepdim=True)
+        for result, span in zip(results, columns, strict=True):
+            yield _rounded(result[:, self._inner(rows), self._inner(span)], job.dtype).permute(1, 2, 0)
 
     def _results(self, network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """float32 results of one network: of the batch, or the mean of those of its eight orientations."""
@@ -311,12 +383,13 @@ class Engine:
             return self._apply(network, batch).to(torch.float32)
         return sum(_orientations(network, batch), torch.zeros((), device=batch.device)) / 8
 
-    def _finite(self, batch: torch.Tensor, exact: bool) -> torch.Tensor:
+    def _finite(self, batch: torch.Tensor, network: nn.Module) -> torch.Tensor:
         """The network's results, float32; those that are not finite come from a second run in float32."""
-        results = self._results(self._exact if exact else self._fast, batch)
-        broken = ~torch.isfinite(results).flatten(1).all(1)
-        if not broken.any():
+        results = self._results(network, batch)
+        finite = torch.isfinite(results).flatten(1).all(1)
+        if finite.all():
             return results
+        broken = ~finite
         self.stats.reruns += int(broken.sum())
         again = self._results(self._exact, batch[broken])
         if not torch.isfinite(again).all():
@@ -343,13 +416,33 @@ def _cut(picture: np.ndarray, rows: Span, columns: Span) -> np.ndarray:
     return np.pad(part, ((0, below), (0, beside), (0, 0)), mode="edge") if below or beside else part
 
 
-def _to_host(result: torch.Tensor, dtype: np.dtype) -> np.ndarray:
-    """C×h×w in [0, 1] to h×w×C of `dtype`, rounded on the device so that the fewest bytes travel."""
+def _rounded(result: torch.Tensor, dtype: np.dtype) -> torch.Tensor:
+    """[0, 1] to the levels of `dtype`; 16 bits as int32."""
     levels = _LEVELS[dtype]
-    if levels > 1:
-        kind = torch.uint8 if levels == 255 else torch.int32
-        result = result.clamp(0, 1).mul_(levels).round_().to(kind)
-    return result.permute(1, 2, 0).cpu().numpy().astype(dtype, copy=False)
+    if levels == 1:
+        return result
+    return result.clamp(0, 1).mul_(levels).round_().to(torch.uint8 if levels == 255 else torch.int32)
+
+
+def _to_array(core: torch.Tensor, dtype: np.dtype) -> np.ndarray:
+    return core.numpy().astype(dtype, copy=False)
+
+
+def _parts(plan: TilePlan, batch: int) -> Iterator[tuple[Span, Sequence[Span]]]:
+    """Rows and columns of tiles that run at once, `batch` of them where a row has as many."""
+    for rows in plan.rows:
+        for first in range(0, len(plan.columns), batch):
+            yield rows, plan.columns[first : first + batch]
+
+
+def _finished(begun: deque[_Begun]) -> tuple[Span, Sequence[Span], Cores | None]:
+    """Of the tiles that were begun first; nothing of them stays here."""
+    rows, some, finish = begun.popleft()
+    return rows, some, finish()
+
+
+def _failed() -> None:
+    """The results of tiles for which memory did not suffice."""
 
 
 def _device(name: str | torch.device) -> torch.device:

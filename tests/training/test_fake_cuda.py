@@ -1,9 +1,10 @@
-"""Steps of every recipe on a GPU that is not there: what would fail, and what would make the CPU wait for it."""
+"""Steps and validations of every recipe on a GPU that is not there: what fails, or makes the CPU wait for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -17,8 +18,11 @@ from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
 from ray_sr.training.steps import MicroBatch, build_step
-from tests.fake_cuda import Waits, describe_card, fake_tensors, kept_settings
+from ray_sr.training.validation import Validator
+from tests.fake_cuda import Streams, Waits, describe_card, fake_tensors, kept_settings, read_as
 from tests.perceptual.test_quality import backbone, dists_heads
+from tests.photos import noise
+from tests.training.test_validation import held_out
 
 CUDA = torch.device("cuda", 0)
 
@@ -111,6 +115,30 @@ def shortened(name: str) -> Recipe:
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_steps_on_a_gpu_without_making_the_cpu_wait(name: str) -> None:
     assert set(map(tuple, steps_through(shortened(name)).values())) == {()}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return held_out(tmp_path_factory.mktemp("held out"), noise(64, 72), noise(48, 64))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_validates_on_a_gpu(name: str, shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what training set for the process as it was before, and tiles that come back from the GPU."""
+    streams = Streams(monkeypatch)
+    read_as(monkeypatch)
+    recipe = shortened(name)
+    compute = Compute.of(recipe.training, CUDA)
+    validator = Validator(recipe, compute, shards, 0, 1)
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark
+    with fake_tensors():
+        state = TrainState(recipe, compute)
+        compute.with_exact_end(state.generator)
+        metrics, sample = validator.run(state.ema)
+    assert streams.log.count("host waits for back") >= len(validator.pairs) > 0
+    assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.benchmark) == before
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert sample.startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

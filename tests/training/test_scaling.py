@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
+from torch import distributed, nn
 
 from ray_sr.errors import ResourceError
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.service import codec_processes
 from ray_sr.training import launch
+from ray_sr.training.compute import Compute
+from ray_sr.training.worker import Worker
 from ray_sr.tuning import budget
+from ray_sr.upscaling import files
 
 
 def recipe(*training: str) -> Recipe:
@@ -61,3 +70,30 @@ def test_trials_on_cpus_are_timed_there_though_a_gpu_is_visible(monkeypatch: pyt
         "pretrain: {steps: 1}}"
     )
     assert budget._step_seconds(tiny.dump(), "cpu") > 0
+
+
+def test_what_is_compiled_is_the_network_with_its_exchange_of_gradients(tmp_path: Path) -> None:
+    """A network compiled inside of DDP hands over all gradients at once, when nothing is left to overlap with."""
+    worker = Worker.__new__(Worker)
+    worker.recipe, worker.world = recipe("compile=true"), 2
+    worker.compute = Compute(torch.device("cpu"), None, torch.contiguous_format)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        inner = nn.Conv2d(3, 3, 3)
+        wrapped = worker._distributed(inner)
+    finally:
+        distributed.destroy_process_group()
+    assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+    assert wrapped.module is inner
+    assert wrapped._compiled_call_impl is not None
+    assert inner._compiled_call_impl is None
+
+
+@pytest.mark.parametrize(("cores", "writers", "codecs"), [(1, 2, 1), (8, 4, 8), (32, 16, 32), (192, 16, 32)])
+def test_encoders_grow_with_the_cores(
+    cores: int, writers: int, codecs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
+    assert files._writers() == writers
+    assert codec_processes(ServiceOptions(model="any")) == codecs
+    assert codec_processes(ServiceOptions(model="any", codec_processes=3)) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from pyarrow import fs as pafs
 from ray_sr.data.manifest import Cutting, Manifest, write_manifest
 from ray_sr.data.shards import Group, write_shard
 from ray_sr.data.sources import find_photos
+from ray_sr.degradations import degrade
 from ray_sr.models import build_generator
 from ray_sr.publishing.publish import publish_run
 from ray_sr.publishing.report import write_report
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.store import Store
+from ray_sr.training import validation
 from ray_sr.training.compute import Compute
 from ray_sr.training.runs import Run
 from ray_sr.training.state import TrainState
@@ -78,6 +81,25 @@ def test_photos_that_the_border_takes_whole_are_not_measured(
     ranks = [validator(shards, scale, rank, 2) for rank in range(2)]
     assert {rank.photos_in_all for rank in ranks} == {found.photos_in_all}
     assert sum(len(rank.pairs) for rank in ranks) == found.photos_in_all
+
+
+def test_a_worker_degrades_the_photos_that_it_measures_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = held_out(tmp_path, *(noise(32, 32 + 4 * number) for number in range(5)))
+    widths: list[int] = []
+
+    def recorded(batch: np.ndarray, *arguments: Any) -> np.ndarray:
+        widths.append(batch.shape[2])
+        return degrade(batch, *arguments)
+
+    monkeypatch.setattr(validation, "degrade", recorded)
+    text = "{name: t, scale: 4, data: {crop: 32}, generator: {kind: srresnet, blocks: 1, channels: 4}, "
+    recipe = parse_recipe(text + "degradation: [{kind: second_order}], pretrain: {steps: 1}}")
+    for rank, mine in ((0, [32, 40, 48]), (1, [36, 44])):
+        widths.clear()
+        assert len(Validator(recipe, CPU, shards, rank, 2).pairs) == len(mine)
+        assert widths == mine
 
 
 def spoil(run: Run, value: float, every: bool = True) -> None:
