@@ -69,8 +69,10 @@ def test_nodes_of_a_cloud_come_and_go_with_the_work(name: str) -> None:
 
 
 def test_machines_have_a_driver_for_torch() -> None:
-    """Ray's own default on AWS is an image of 2023. On Google's the driver is part of the name, on AWS the parameter
-    names the newest image of a family, which the head may look up when it starts a node."""
+    """Ray's own default on AWS is an image of 2023. On Google's machines the driver is part of the image's name.
+
+    On AWS a parameter names the newest image of a family, which the head may look up when it starts a node.
+    """
     aws = {node["node_config"]["ImageId"] for node in read("cluster.yaml")["available_node_types"].values()}
     (image,) = aws
     assert image.startswith("resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-")
