@@ -60,7 +60,10 @@ class Session:
     def run(self, *arguments: object, expected: tuple[int, ...] = (0,)) -> str:
         """What a command says on stdout; all that it says is kept in a log."""
         with self.begin(*arguments) as process:
-            out, _ = process.communicate(timeout=PATIENCE_S)
+            try:
+                out, _ = process.communicate(timeout=PATIENCE_S)
+            finally:
+                process.kill()  # nothing where it has ended
         return self.checked(process, out, expected)
 
     def begin(self, *arguments: object) -> subprocess.Popen[str]:

@@ -212,7 +212,7 @@ class Engine:
             del cores  # or it would be there beside its band
             if some[-1] is plan.columns[-1]:
                 yield rows.start * self.scale, band
-                del band  # or it would be there beside the next one
+                band = np.empty(0, job.dtype)  # or it would be there beside the next one
         return None
 
     def _in_turn(self, job: _Job, plan: TilePlan) -> Iterator[tuple[Span, Sequence[Span], Cores | None]]:
@@ -287,7 +287,7 @@ class Engine:
         ]
         found = [known.get(key) for key in keys]
         missing = [span for span, core in zip(columns, found, strict=True) if core is None]
-        finish_missing = self._begin_cores(job, rows, missing) if missing else list
+        finish_missing: Finish = self._begin_cores(job, rows, missing) if missing else list
         if finish_missing is _failed:
             return _failed
 

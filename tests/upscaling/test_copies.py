@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -51,8 +51,9 @@ class Late:
 
 
 def late(engine: Engine) -> Late:
-    engine.copies = Late()  # type: ignore[assignment]
-    return engine.copies  # type: ignore[return-value]
+    copies = Late()
+    engine.copies = cast(Copies, copies)
+    return copies
 
 
 def small() -> Generator:
