@@ -11,11 +11,7 @@ import pytest
 import torch
 
 from ray_sr.errors import ModelError, RecipeError
-<<<<<<< HEAD
-=======
 from ray_sr.images import Photo, read_photo, write_photo
-from ray_sr.losses import build_content_losses
->>>>>>> 2b8fdd8 (Published networks that read values while they are made load again: torch's truncated normal never ended without its draws; eleven architectures are published and upscale by tiles as a whole)
 from ray_sr.models import build_generator
 from ray_sr.models.spandrel_network import SpandrelGenerator
 from ray_sr.models.weights import load_generator, save_weights
