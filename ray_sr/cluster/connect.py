@@ -155,7 +155,7 @@ def _have_token() -> None:
     """Give Ray a token for this process's own cluster where it could not keep one in this user's home."""
     said = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     file = Path("~/.ray/auth_token").expanduser()
-    kept = os.access(file, os.R_OK) if file.exists() else _is_writable(str(file.parent))
+    kept = os.access(file, os.R_OK) if os.path.exists(file) else _is_writable(str(file.parent))
     if not said and not kept:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
@@ -269,7 +269,7 @@ def use_token() -> None:
     Ray's head asks for it by default, while its clients show none unless RAY_AUTH_MODE says so.
     """
     file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if "RAY_AUTH_TOKEN" in os.environ or file.is_file():
+    if "RAY_AUTH_TOKEN" in os.environ or os.path.isfile(file):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
