@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from ray_sr.perceptual.vgg import load_feature_network
 from ray_sr.recipes.reader import load_recipe, parse_recipe, recipe_names
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.training.compute import Compute
-from ray_sr.training.state import TrainState
+from ray_sr.training.state import TrainState, _read
 from ray_sr.training.steps import MicroBatch, build_step
 from ray_sr.training.validation import Validator
 from tests.fake_cuda import Streams, Waits, describe_card, fake_tensors, kept_settings, read_as
@@ -172,3 +173,17 @@ def test_waits_are_found() -> None:
         with Waits() as waits:
             torch.zeros(3).to(CUDA, non_blocking=True).add_(values)
         assert not waits.found
+
+
+def test_a_checkpoint_with_tensors_of_a_gpu_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker loads it on the CPU in any case: not all of them onto the first GPU, beside what is there."""
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda storage: "cuda:0")
+        torch.save({"weights": torch.arange(3.0)}, tmp_path / "state.pt")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "state.pt", weights_only=True)
+    found = _read(tmp_path / "state.pt")["weights"]
+    assert found.device.type == "cpu"
+    assert torch.equal(found, torch.arange(3.0))
