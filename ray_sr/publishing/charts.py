@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 Point = tuple[float, float]
@@ -107,8 +108,8 @@ class Chart:
 
 def png(charts: Sequence[Chart]) -> bytes:
     """The charts side by side, each with its title and legend. Every one must have a finite value."""
-    figure = Figure(figsize=(_WIDTH / 72 * len(charts), (_HEIGHT + 60) / 72), layout="constrained")
-    figure.get_layout_engine().set(w_pad=12 / 72, h_pad=12 / 72)  # type: ignore[union-attr]
+    margins = ConstrainedLayoutEngine(w_pad=12 / 72, h_pad=12 / 72)
+    figure = Figure(figsize=(_WIDTH / 72 * len(charts), (_HEIGHT + 60) / 72), layout=margins)
     for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False)[0], charts, strict=True):
         _draw(chart, axes)
         axes.set_title(chart.title, fontsize=12, pad=28, color=COLOURS["ink"], parse_math=False)
