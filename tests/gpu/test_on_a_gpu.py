@@ -126,6 +126,20 @@ def test_upscaling_is_exact_inside_a_training(tf32: str) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_copies_beside_the_network_change_no_pixel(kind: type) -> None:
+    """Read too early, or overwritten on the way, whole tiles would differ."""
+    model = load_model("light-x4")
+    photo = np.tile(real_photos()["coffee"], (2, 2, 1))[:640, :640].astype(kind)
+    waiting, beside = (Engine(model.module, model.capability, device=CUDA, tile=128) for _ in range(2))
+    waiting.copies = None
+    expected = waiting.run(photo, kind)
+    assert beside.copies
+    for _ in range(3):
+        assert np.abs(beside.run(photo, kind).astype(int) - expected).max() <= 1
+    assert beside.stats.tiles > 3 * 9
+
+
 def test_a_tile_that_does_not_fit_is_halved_and_the_result_stays() -> None:
     model = load_model("light-x4")
     photo = np.tile(real_photos()["coffee"], (4, 4, 1))[:1024, :1024]
