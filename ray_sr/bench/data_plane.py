@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ray_sr.data.batches import Batch, local_batches, ray_data_batches
 from ray_sr.data.crops import CropPlan, SubImage, Visit, make_crops
-from ray_sr.data.manifest import read_photos
+from ray_sr.data.manifest import Depth, read_photos
 from ray_sr.data.pixels import Index, StoredPixels, read_index
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
-from ray_sr.data.stream import BatchStream, Place, nanoseconds_per_pixel, open_stream
+from ray_sr.data.stream import BatchStream, Place, made_up, nanoseconds_per_pixel, open_stream
 from ray_sr.errors import InputError
-from ray_sr.images import decode, rgb8
+from ray_sr.images import decode, rgb8, rgb16
 from ray_sr.recipes.recipe import Recipe
 
 BENCH_ROWS = range(1 << 32)  # more than any measurement takes
@@ -51,7 +51,7 @@ def measure(recipe: Recipe, shards: str, seconds: float, processes: int) -> dict
         }
     plan = stream.plan
     decode_only = _on_all_cores(_decode_some, (index, plan.crops_per_image), seconds, processes)
-    degrade_only = _on_all_cores(_degrade_some, (plan,), seconds, processes)
+    degrade_only = _on_all_cores(_degrade_some, (plan, index.depth), seconds, processes)
     limit = degrade_only if stream.cached else 1 / (1 / decode_only + 1 / degrade_only)
     return {
         "crops_per_s": rates[stream.place],
@@ -61,8 +61,8 @@ def measure(recipe: Recipe, shards: str, seconds: float, processes: int) -> dict
         "decode_only": decode_only,
         "degrade_only": degrade_only,
         "share_of_limit": rates[stream.place] / limit,
-        "dataloader": whole_photo_rate(shards, plan, recipe.data.batch, seconds, processes),
-        "nanoseconds_per_pixel": nanoseconds_per_pixel(plan),
+        "dataloader": whole_photo_rate(shards, plan, index.depth, recipe.data.batch, seconds, processes),
+        "nanoseconds_per_pixel": nanoseconds_per_pixel(plan, index.depth),
         "memory": memory.peak,
         "processes": processes,
         "crop": plan.crop,
@@ -136,11 +136,10 @@ def _decode_some(index: Index, crops_per_image: int, seconds: float, number: int
     return count * crops_per_image / (time.perf_counter() - began)
 
 
-def _degrade_some(plan: CropPlan, seconds: float, number: int) -> float:
+def _degrade_some(plan: CropPlan, depth: Depth, seconds: float, number: int) -> float:
     """Crops/s of cutting and degrading alone on one core."""
     side = max(480, plan.crop) // plan.scale * plan.scale
-    pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
-    images = [SubImage(pixels, pixels[:: plan.scale, :: plan.scale])]
+    images = [made_up(side, plan.scale, depth, number)]
     began, count = time.perf_counter(), 0
     make_crops([Visit(number, 0, side, side)], images, plan)
     began = time.perf_counter()
@@ -156,7 +155,8 @@ def _degrade_some(plan: CropPlan, seconds: float, number: int) -> float:
 class WholePhotos(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Decodes a whole photograph for each crop, as trainers do that read folders of photographs."""
 
-    def __init__(self, photos: list[PhotoFile], plan: CropPlan) -> None:
+    def __init__(self, photos: list[PhotoFile], plan: CropPlan, depth: Depth) -> None:
+        self.rgb = rgb8 if depth == 8 else rgb16
         self.photos, self.plan = photos, replace(plan, crops_per_image=1)
 
     def __len__(self) -> int:
@@ -165,12 +165,14 @@ class WholePhotos(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.set_num_threads(1)
         epoch, place = divmod(number, len(self.photos))
-        pixels = rgb8(decode(read_photo_bytes(self.photos[place])))
+        pixels = self.rgb(decode(read_photo_bytes(self.photos[place])))
         lr, hr = make_crops([Visit(place, epoch, *pixels.shape[:2])], [SubImage(pixels)], self.plan)
         return torch.from_numpy(lr[0]), torch.from_numpy(hr[0])
 
 
-def whole_photo_rate(shards: str, plan: CropPlan, batch: int, seconds: float, processes: int) -> float | None:
+def whole_photo_rate(
+    shards: str, plan: CropPlan, depth: Depth, batch: int, seconds: float, processes: int
+) -> float | None:
     """Crops/s of a DataLoader over the photographs that the shards were made of; None where they are gone."""
     photos = [
         PhotoFile(str(photo["source"]), str(photo["name"]), 0)
@@ -183,7 +185,7 @@ def whole_photo_rate(shards: str, plan: CropPlan, batch: int, seconds: float, pr
         read_photo_bytes(photos[0])
     except (OSError, InputError):
         return None
-    return loader_rate(WholePhotos(photos, plan), batch, batch, seconds, processes)
+    return loader_rate(WholePhotos(photos, plan, depth), batch, batch, seconds, processes)
 
 
 def loader_rate(dataset: Dataset[Any], batch: int | None, crops: int, seconds: float, processes: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from ray_sr.commands.common import (
 )
 from ray_sr.errors import InputError
 
+if TYPE_CHECKING:
+    from ray_sr.data.manifest import Encoding
+
 
 @click.group()
 def data() -> None:
@@ -31,7 +34,9 @@ def data() -> None:
 @click.option("--sub-image", default=480, show_default=True, help="Side of a sub-image in pixels.")
 @click.option("--step", default=240, show_default=True, help="Distance between sub-images in pixels.")
 @click.option("--minimum", default=96, show_default=True, help="Leave out photos with a smaller side.")
-@click.option("--encoding", type=click.Choice(["webp", "png", "raw"]), default="webp", show_default=True)
+@click.option("--depth", type=click.Choice(["8", "16"]), default="8", show_default=True,
+              help="Bits of each channel: 16 keeps those of photos that have them.")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["webp", "png", "raw"]), show_default="webp, raw for 16 bits")
 @click.option("--validation", default=0.05, show_default=True, type=FiniteRange(0, 0.5),
               help="Fraction of the photos held out for validation.")  # fmt: skip
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Hold out this photo instead; repeatable.")
@@ -42,7 +47,8 @@ def data() -> None:
 @click.option("--drop-duplicates", is_flag=True, help="Keep only one of several sub-images with equal pixels.")
 @json_option
 def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: tuple[str, ...], as_json: bool,
-            inputs: str | None, scale: int, **cutting: Any) -> None:  # fmt: skip
+            inputs: str | None, scale: int, depth: str, encoding: Encoding | None,
+            **cutting: Any) -> None:  # fmt: skip
     """Cut PHOTOS (folders, globs, files, URIs, Parquet data sets) into Parquet shards.
 
     Photos that cannot be read or are too small are named and left out; the exit code is then 3. Duplicates of
@@ -56,8 +62,10 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
     from ray_sr.progress import Progress
     from ray_sr.storage import require_place
 
+    if encoding:
+        cutting["encoding"] = encoding
     try:
-        how = Cutting(**cutting, input_scale=scale if inputs else 0)
+        how = Cutting(**cutting, depth=8 if depth == "8" else 16, input_scale=scale if inputs else 0)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
@@ -104,6 +112,8 @@ def prepare(photos: tuple[str, ...], output: str, validation: float, hold_out: t
         f"{len(manifest.shards)} shards, {size / 2**20:.0f} MiB",
         as_json,
     )
+    if how.depth == 16 and not any(photo.get("depth") == 16 for photo in made.photos):
+        note("no photo has more than 8 bits: shards of --depth 8 hold the same in less than half of the bytes")
     if not manifest.photos["validation"]:
         note("no photo is held out: training will measure nothing")
     lost = [photo for photo in made.left_out if not photo["copy"]] + [one for one in passed_over if one.lost]

@@ -19,7 +19,7 @@ Block = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Batch:
-    """A row of the stream: uint8 N×h×w×3 and N×H×W×3, in memory of their own (page-locked where asked)."""
+    """A row of the stream: N×h×w×3 and N×H×W×3, uint8 or uint16, in their own memory (page-locked where asked)."""
 
     row: int
     lr: Tensor

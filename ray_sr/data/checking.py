@@ -16,7 +16,7 @@ from ray_sr.data.samples import SAMPLES, samples_folder
 from ray_sr.data.shards import damage_of
 from ray_sr.data.sources import find_photos
 from ray_sr.degradations.preview import contact_sheet
-from ray_sr.images import Photo, read_photo, rgb8, write_photo
+from ray_sr.images import Photo, read_photo, rgb8, to_8_bits, write_photo
 from ray_sr.recipes.recipe import Recipe
 
 PREVIEW_PHOTOS = 6
@@ -66,13 +66,18 @@ def describe(shards: str) -> tuple[dict[str, Any], str]:
             if manifest.cutting.input_scale
             else []
         ),
-        f"shards      {facts['shards']}, {facts['bytes'] / 2**20:.0f} MiB as {manifest.cutting.encoding}, "
+        f"shards      {facts['shards']}, {facts['bytes'] / 2**20:.0f} MiB as {_encoding(manifest)}, "
         f"{facts['megapixels']:.0f} Mpx",
         f"digest      {manifest.digest[:16]}",
         "megapixels  " + "\n            ".join(_bars(facts["resolutions"])),
         *(f"left out    {name}: {reason}" for name, reason in facts["left_out"].items()),
     ]
     return facts, "\n".join(lines)
+
+
+def _encoding(manifest: Manifest) -> str:
+    cutting = manifest.cutting
+    return cutting.encoding if cutting.depth == 8 else f"{cutting.encoding} of {cutting.depth} bits"
 
 
 def resolutions(sides: np.ndarray) -> dict[str, int]:
@@ -96,7 +101,7 @@ def sub_image_sheet(shards: str, output: str) -> None:
     index = read_index(shards, "train")
     numbers = np.linspace(0, len(index) - 1, min(SHEET_SIDE**2, len(index))).round().astype(int)
     images = StoredPixels(index).fetch(numbers.tolist())
-    thumbnails = [_thumbnail(image.pixels) for image in images]
+    thumbnails = [_thumbnail(to_8_bits(image.pixels)) for image in images]
     thumbnails += [np.full_like(thumbnails[0], 255)] * (-len(thumbnails) % SHEET_SIDE)
     rows = [np.concatenate(thumbnails[i : i + SHEET_SIDE], axis=1) for i in range(0, len(thumbnails), SHEET_SIDE)]
     write_photo(output, Photo(np.concatenate(rows)))

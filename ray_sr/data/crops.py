@@ -71,7 +71,7 @@ class Visit:
 
 @dataclass(frozen=True)
 class SubImage:
-    """Pixels of a sub-image, uint8 H×W×3, and of its input photo, uint8 H/scale×W/scale×3, where it has one."""
+    """Pixels of a sub-image, uint8 or uint16 H×W×3, and of its input photo, H/scale×W/scale×3, where it has one."""
 
     pixels: np.ndarray
     inputs: np.ndarray | None = None
@@ -98,7 +98,7 @@ def crop_generator(seed: int, sub_image: int, epoch: int, crop: int) -> np.rando
 def make_crops(
     visits: Sequence[Visit], images: Sequence[SubImage], plan: CropPlan
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of these sub-images: (LR uint8 N×h×w×3, HR uint8 N×H×W×3), `crops_per_image` of each in turn."""
+    """Crops of these sub-images, in their dtype: (LR N×h×w×3, HR N×H×W×3), `crops_per_image` of each in turn."""
     windows = _windows(visits, plan)
     hr = _cut([image.pixels for image in images], windows, plan, plan.crop)
     return _cut_inputs(images, windows, plan) if plan.paired else degrade_crops(hr, visits, plan), hr
@@ -168,12 +168,12 @@ def _cut_inputs(images: Sequence[SubImage], windows: Sequence[_Window], plan: Cr
 
 
 def _cut(pixels: Sequence[np.ndarray], windows: Sequence[_Window], plan: CropPlan, side: int) -> np.ndarray:
-    """uint8 N×side×side×3 of the windows, `crops_per_image` in each array of pixels."""
-    crops = np.empty((len(windows), side, side, 3), np.uint8)
+    """N×side×side×3 of the windows, `crops_per_image` in each array of pixels, in the dtype of these."""
+    crops = np.empty((len(windows), side, side, 3), pixels[0].dtype)
     for number, window in enumerate(windows):
         whole = pixels[number // plan.crops_per_image]
         view = _turned(whole[window.top : window.top + side, window.left : window.left + side], window)
-        if view.strides[1:] == (3, 1):
+        if view.strides[1:] == crops.strides[2:]:
             crops[number] = view
             continue
         for channel in range(3):  # NumPy copies turned planes ten times faster than turned pixels of three bytes

@@ -17,7 +17,7 @@ import ray
 from ray_sr.cluster import is_one_node
 from ray_sr.data.crops import SubImage, Visit
 from ray_sr.data.encoding import decode_pixels
-from ray_sr.data.manifest import Encoding, Manifest, Shard, Split, read_manifest
+from ray_sr.data.manifest import Depth, Encoding, Manifest, Shard, Split, read_manifest
 from ray_sr.data.shards import ROWS_IN_GROUP, damage_of
 from ray_sr.errors import InputError, RecipeError
 from ray_sr.storage import first_line, open_filesystem, read_file
@@ -43,6 +43,7 @@ class Index:
     height: np.ndarray
     width: np.ndarray
     input_scale: int = 0
+    depth: Depth = 8
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -51,7 +52,7 @@ class Index:
     @property
     def bytes(self) -> int:
         """What all sub-images take when decoded."""
-        sharp = 3 * int(np.dot(self.height.astype(np.int64), self.width))
+        sharp = 3 * self.depth // 8 * int(np.dot(self.height.astype(np.int64), self.width))
         return sharp + (sharp // self.input_scale**2 if self.input_scale else 0)
 
     def visit(self, number: int, epoch: int) -> Visit:
@@ -91,8 +92,10 @@ def read_index(shards: str, split: Split, minimum: int = 1, *, skip_damaged: boo
     if manifest.cutting.drop_duplicates:
         usable &= _first_of_each(content)
     arrays = dict(zip(("shard", "row", "id", "height", "width"), (a[usable] for a in kept), strict=True))
-    scale = manifest.cutting.input_scale
-    return Index(shards, files, manifest.cutting.encoding, **arrays, input_scale=scale, skipped=skipped)
+    how = manifest.cutting
+    return Index(
+        shards, files, how.encoding, **arrays, input_scale=how.input_scale, depth=how.depth, skipped=skipped
+    )
 
 
 def _damaged(shards: str, manifest: Manifest, split: Split) -> dict[str, str]:
@@ -196,17 +199,18 @@ def read_rows(index: Index, shard: int, group: int, rows: Sequence[int]) -> list
         with filesystem.open_input_file(f"{folder}/{file}") as source:
             table = pq.ParquetFile(source, page_checksum_verification=True).read_row_group(group, columns=columns)
             picked = table.take(list(rows)).to_pylist()
-        return [_decode(row, index.encoding, index.input_scale) for row in picked]
+        return [_decode(row, index.encoding, index.depth, index.input_scale) for row in picked]
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _damage(index.folder, file, error) from None
 
 
-def _decode(row: dict[str, Any], encoding: Encoding, input_scale: int) -> SubImage:
+def _decode(row: dict[str, Any], encoding: Encoding, depth: Depth, input_scale: int) -> SubImage:
     height, width = row["height"], row["width"]
-    pixels = decode_pixels(row["image"], encoding, height, width)
+    pixels = decode_pixels(row["image"], encoding, height, width, depth)
     if not input_scale:
         return SubImage(pixels)
-    return SubImage(pixels, decode_pixels(row["input"], encoding, height // input_scale, width // input_scale))
+    small = height // input_scale, width // input_scale
+    return SubImage(pixels, decode_pixels(row["input"], encoding, *small, depth))
 
 
 def open_pixels(index: Index, cache: str) -> Pixels:
@@ -243,7 +247,7 @@ def _decode_all(index: Index) -> CachedPixels:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A whole held-out photo: uint8 H×W×3, and its input photo uint8 H/scale×W/scale×3 where it has one."""
+    """A whole held-out photo: uint8 or uint16 H×W×3, and its input photo H/scale×W/scale×3 where it has one."""
 
     name: str
     pixels: np.ndarray
@@ -268,7 +272,7 @@ def _whole_photos(shards: str, manifest: Manifest, shard: Shard, limit: int) -> 
         data = read_file(filesystem, f"{folder}/{shard.file}")
         for batch in pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).iter_batches(batch_size=1):
             (row,) = batch.to_pylist()
-            image = _decode(row, cutting.encoding, cutting.input_scale)
+            image = _decode(row, cutting.encoding, cutting.depth, cutting.input_scale)
             photos.append(HeldOut(row["photo"], image.pixels, image.inputs))
             if len(photos) == limit:
                 break

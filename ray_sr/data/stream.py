@@ -29,6 +29,7 @@ from ray.data import Dataset
 
 from ray_sr.cluster import is_one_node
 from ray_sr.data.crops import CropPlan, SubImage, Visit, cut_crops, degrade_crops, make_crops
+from ray_sr.data.manifest import Depth
 from ray_sr.data.pixels import CachedPixels, Index, Pixels, open_pixels, read_index
 from ray_sr.data.prefetch import single_threaded
 from ray_sr.errors import InputError, RecipeError
@@ -68,7 +69,7 @@ class BatchStream:
         return self.place == "tasks" or not self.cached
 
     def batches(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """(LR uint8 R×N×h×w×3, HR uint8 R×N×H×W×3) of these rows, crops of `visits` sub-images in each."""
+        """(LR R×N×h×w×3, HR R×N×H×W×3) of these rows, in the shards' dtype, of `visits` sub-images in each."""
         numbers, visits = self._visits(rows)
         lr, hr = make_crops(visits, self.pixels.fetch(numbers), self.plan)
         return _by_row(lr, rows), _by_row(hr, rows)
@@ -79,7 +80,7 @@ class BatchStream:
         return _by_row(cut_crops(visits, self.pixels.fetch(numbers), self.plan), rows)
 
     def degrade(self, row: int, hr: np.ndarray) -> np.ndarray:
-        """LR uint8 N×h×w×3 of a row whose HR crops were cut elsewhere."""
+        """LR N×h×w×3 of a row whose HR crops were cut elsewhere."""
         return degrade_crops(hr, self._visits([row])[1], self.plan)
 
     def _visits(self, rows: Sequence[int]) -> tuple[list[int], list[Visit]]:
@@ -107,22 +108,27 @@ def open_stream(recipe: Recipe, shards: str, gpu: bool = False) -> BatchStream:
     pixels = open_pixels(index, recipe.data.cache)
     place = recipe.data.degrade_in
     if place == "auto":
-        place = choose_place(plan, gpu) if isinstance(pixels, CachedPixels) else "tasks"
+        place = choose_place(plan, gpu, index.depth) if isinstance(pixels, CachedPixels) else "tasks"
     return BatchStream(index, pixels, plan, visits, place)
 
 
-def choose_place(plan: CropPlan, gpu: bool = False) -> Place:
+def choose_place(plan: CropPlan, gpu: bool = False, depth: Depth = 8) -> Place:
     """The faster place for batches of sub-images that are kept in memory: see the module's docstring."""
     if gpu or not is_one_node():
         return "tasks"
-    return "worker" if nanoseconds_per_pixel(plan) <= WORKER_NANOSECONDS else "tasks"
+    return "worker" if nanoseconds_per_pixel(plan, depth) <= WORKER_NANOSECONDS else "tasks"
 
 
-def nanoseconds_per_pixel(plan: CropPlan) -> float:
+def made_up(side: int, scale: int, depth: Depth, seed: int) -> SubImage:
+    """Noise to measure with, in the dtype of shards of this depth."""
+    pixels = np.random.default_rng(seed).integers(0, 1 << depth, (side, side, 3), f"u{depth // 8}")
+    return SubImage(pixels, pixels[::scale, ::scale])
+
+
+def nanoseconds_per_pixel(plan: CropPlan, depth: Depth = 8) -> float:
     """CPU time of one thread for making crops, for each HR pixel: the best of a few trials on made-up pixels."""
     few = replace(plan, crops_per_image=_PROBED_CROPS)
-    pixels = np.random.default_rng(0).integers(0, 256, (plan.crop, plan.crop, 3), np.uint8)
-    images = [SubImage(pixels, pixels[:: plan.scale, :: plan.scale])]
+    images = [made_up(plan.crop, plan.scale, depth, 0)]
 
     def spend(epoch: int) -> int:
         began = time.thread_time_ns()
@@ -150,7 +156,7 @@ def segments(stream: BatchStream, rows: range) -> Iterator[range]:
 
 
 def batch_dataset(stream: BatchStream, shared: Any, rows: range) -> Dataset:
-    """Ray Data set of these rows in their order: row (int64), hr (uint8 N×H×W×3), lr (uint8 N×h×w×3).
+    """Ray Data set of these rows in their order: row (int64), hr (N×H×W×3) and lr (N×h×w×3) in the shards' dtype.
 
     lr is absent where the worker is to degrade. `shared` is the stream in the object store.
     """
@@ -165,7 +171,7 @@ def _rows_per_block(stream: BatchStream) -> int:
 
 
 def _hr_bytes(stream: BatchStream) -> int:
-    return stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3
+    return stream.visits * stream.plan.crops_per_image * stream.plan.crop**2 * 3 * stream.index.depth // 8
 
 
 @lru_cache(maxsize=1)

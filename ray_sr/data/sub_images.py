@@ -14,12 +14,12 @@ from ray_sr.data.manifest import Cutting, Split
 from ray_sr.data.pairs import cropped_to
 from ray_sr.data.sources import PhotoFile, read_photo_bytes
 from ray_sr.errors import InputError
-from ray_sr.images import Limits, PhotoError, decode, rgb8
+from ray_sr.images import Limits, PhotoError, decode, rgb8, rgb16, to_8_bits
 from ray_sr.storage import access_error, first_line
 
 PHOTO_LIMITS = Limits(max_bytes=1 << 30, max_pixels=1 << 29, strict=True)
 # Of each decoded byte, what stays in a shard: measured on photographs of 2K cut to 480 px.
-STORED_SHARE = {"webp": 0.28, "png": 0.52, "raw": 0.5}
+STORED_SHARE = {("webp", 8): 0.28, ("png", 8): 0.52, ("raw", 8): 0.5, ("png", 16): 0.53, ("raw", 16): 0.62}
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -103,7 +103,8 @@ def _usable(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndar
 
 
 def pixel_digest(pixels: np.ndarray) -> str:
-    """Of uint8 H×W×3: equal for equal photos, whatever their files."""
+    """Of uint8 or uint16 H×W×3, rounded to 8 bits: equal for equal photos, whatever their files."""
+    pixels = to_8_bits(pixels)
     return hashlib.blake2b(pixels.tobytes(), digest_size=16, person=str(pixels.shape).encode()[:16]).hexdigest()
 
 
@@ -127,15 +128,18 @@ def _read(photo: PhotoFile, record: Record, cutting: Cutting) -> tuple[np.ndarra
     data = read_photo_bytes(photo)
     record["sha256"] = hashlib.sha256(data).hexdigest()
     decoded = decode(data, PHOTO_LIMITS)
-    pixels, inputs, warnings = rgb8(decoded), None, list(decoded.warnings)
+    rgb = rgb8 if cutting.depth == 8 else rgb16
+    pixels, inputs, warnings = rgb(decoded), None, list(decoded.warnings)
     record.update(height=pixels.shape[0], width=pixels.shape[1])
+    if cutting.depth == 16:
+        record["depth"] = decoded.depth
     if cutting.input_scale:
         if photo.partner is None:
             raise InputError("no input photo of this name")
         data = read_photo_bytes(photo.partner)
         record["sha256"] = _joined(record["sha256"], data)
         partner = decode(data, PHOTO_LIMITS)
-        inputs = rgb8(partner)
+        inputs = rgb(partner)
         warnings += [f"input photo: {warning}" for warning in partner.warnings]
         pixels = cropped_to(pixels, inputs, cutting.input_scale)
         record.update(height=pixels.shape[0], width=pixels.shape[1])
@@ -178,9 +182,9 @@ def _cut(pixels: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
 def detail(pixels: np.ndarray) -> float:
     """Mean absolute difference of neighbouring pixels in both directions, in grey levels: 0 is flat.
 
-    Sky stays below 1; most photographs have 3 to 20.
+    Sky stays below 1; most photographs have 3 to 20. Levels are those of 8 bits, whole ones for uint8.
     """
-    green = pixels[..., 1].astype(np.int16)
+    green = pixels[..., 1].astype(np.int16) if pixels.dtype == np.uint8 else pixels[..., 1] / 257
     return float(np.abs(np.diff(green, axis=0)).mean() + np.abs(np.diff(green, axis=1)).mean()) / 2
 
 
@@ -200,4 +204,4 @@ def _starts(side: int, cutting: Cutting) -> list[int]:
 def stored_bytes(height: int, width: int, cutting: Cutting) -> int:
     """What the sub-images of a photo of this size take in a shard, roughly."""
     pixels = sum(h * w for _, _, h, w in sub_images(height, width, cutting))
-    return int(3 * pixels * STORED_SHARE[cutting.encoding])
+    return int(3 * pixels * cutting.depth // 8 * STORED_SHARE[cutting.encoding, cutting.depth])

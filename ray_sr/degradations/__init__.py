@@ -16,7 +16,7 @@ from ray_sr.degradations.convolution import convolve
 from ray_sr.degradations.kernels import blur, gaussian
 from ray_sr.degradations.motion import motion_blur
 from ray_sr.degradations.noise import add_noise
-from ray_sr.degradations.pixels import Pixels, from_planes, to_planes, to_uint8, to_unit
+from ray_sr.degradations.pixels import Pixels, from_planes, to_levels, to_planes, to_unit
 from ray_sr.degradations.resizing import shrink
 from ray_sr.degradations.second_order import second_order
 from ray_sr.errors import InputError, RecipeError
@@ -42,10 +42,11 @@ _BLOCK_VALUES = 2**19  # values degraded together: 2 MiB as float32, so that a b
 def degrade(
     hr: np.ndarray, steps: Sequence[DegradationSpec], scale: int, rngs: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """Degrades uint8 N×H×W×3 by `steps`, in their order, to uint8 N×H/scale×W/scale×3.
+    """Degrades uint8 or uint16 N×H×W×3 by `steps`, in their order, to N×H/scale×W/scale×3 of the same dtype.
 
     `rngs` holds one generator for each image; none are needed where `is_random` denies it. Values stay float32
-    from the first step to the last, except inside codecs; they are clamped and rounded half up at the end.
+    from the first step to the last, except inside codecs, which are those of 8 bits; they are clamped and rounded
+    half up at the end.
 
     Raises InputError where a side is no multiple of `scale`, RecipeError where the steps make another size
     or are `pairs`, ValueError for another dtype, shape or number of generators.
@@ -69,7 +70,7 @@ def _degrade_block(
     if images[0].shape[0] * scale != hr.shape[1] or images[0].shape[1] * scale != hr.shape[2]:
         kinds = ", ".join(step.kind for step in steps)
         raise RecipeError(f"degradation [{kinds}] does not shrink by {scale}: give it one downscale step")
-    return np.stack([to_uint8(image) for image in images])
+    return np.stack([to_levels(image, hr.dtype) for image in images])
 
 
 def is_random(steps: Sequence[DegradationSpec]) -> bool:
@@ -78,8 +79,8 @@ def is_random(steps: Sequence[DegradationSpec]) -> bool:
 
 
 def _check(hr: np.ndarray, scale: int) -> None:
-    if hr.dtype != np.uint8 or hr.ndim != 4 or hr.shape[3] != 3 or 0 in hr.shape:
-        raise ValueError(f"expected uint8 N×H×W×3, not empty, got {hr.dtype} of shape {hr.shape}")
+    if hr.dtype not in (np.uint8, np.uint16) or hr.ndim != 4 or hr.shape[3] != 3 or 0 in hr.shape:
+        raise ValueError(f"expected uint8 or uint16 N×H×W×3, not empty, got {hr.dtype} of shape {hr.shape}")
     if hr.shape[1] % scale or hr.shape[2] % scale:
         raise InputError(f"an image of {hr.shape[2]}×{hr.shape[1]} px cannot be divided by {scale}: crop it")
 

@@ -1,4 +1,4 @@
-"""The border between stored 8-bit pixels and the float32 arrays that degradations work on."""
+"""The border between stored pixels of 8 or 16 bits and the float32 arrays that degradations work on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ Pixels = np.ndarray
 
 
 def to_unit(pixels: np.ndarray) -> Pixels:
-    """uint8 of any shape to float32 in [0, 1], in memory of its own."""
-    return np.divide(pixels, 255, dtype=np.float32)
+    """uint8 or uint16 of any shape to float32 in [0, 1], in memory of its own."""
+    return np.divide(pixels, np.iinfo(pixels.dtype).max, dtype=np.float32)
 
 
 def to_uint8(pixels: Pixels) -> np.ndarray:
     """Float of any shape to uint8: clamped to [0, 1], rounded half up."""
-    levels = np.multiply(pixels, 255, dtype=np.float32)
+    return to_levels(pixels, np.dtype(np.uint8))
+
+
+def to_levels(pixels: Pixels, dtype: np.dtype) -> np.ndarray:
+    """As `to_uint8`, also to uint16."""
+    highest = np.iinfo(dtype).max
+    levels = np.multiply(pixels, highest, dtype=np.float32)
     levels += 0.5
-    return clamp(levels, 255).astype(np.uint8)
+    return clamp(levels, highest).astype(dtype)
 
 
 def clamp(pixels: Pixels, highest: float = 1) -> Pixels:

@@ -23,6 +23,8 @@ from ray_sr.images.photo import (
     Metadata,
     Photo,
     rgb8,
+    rgb16,
+    to_8_bits,
 )
 
 __all__ = [
@@ -45,8 +47,10 @@ __all__ = [
     "left_out",
     "read_photo",
     "rgb8",
+    "rgb16",
     "scan_header",
     "sniff",
+    "to_8_bits",
     "write_bytes",
     "write_photo",
 ]

@@ -109,6 +109,17 @@ def rgb8(photo: Photo) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if photo.channels == 1 else pixels
 
 
+def rgb16(photo: Photo) -> np.ndarray:
+    """uint16 H×W×3, as `rgb8`: 8 bits times 257, so that white is white."""
+    pixels = to_16_bits(photo.pixels)
+    return np.repeat(pixels, 3, axis=2) if photo.channels == 1 else pixels
+
+
+def to_16_bits(values: np.ndarray) -> np.ndarray:
+    """uint16 of uint8 or uint16; `to_8_bits` gives uint8 back exactly."""
+    return values if values.dtype == np.uint16 else values.astype(np.uint16) * np.uint16(257)
+
+
 def to_8_bits(values: np.ndarray) -> np.ndarray:
     """uint8 of uint16 or uint8: v · 255 / 65535, rounded to nearest."""
     if values.dtype == np.uint8:

@@ -80,9 +80,10 @@ class Compute:
         return module.to(self.device).to(memory_format=self.memory_format)
 
     def to_input(self, photos: np.ndarray | Tensor) -> Tensor:
-        """uint8 N×H×W×3 -> float32 N×3×H×W in [0, 1] on the device. A view as channels_last costs no copy."""
+        """uint8 or uint16 N×H×W×3 -> float32 N×3×H×W in [0, 1] on the device. As channels_last without a copy."""
         tensor = torch.as_tensor(photos).to(self.device, non_blocking=True)
-        return tensor.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format).div_(255)
+        highest = torch.iinfo(tensor.dtype).max
+        return tensor.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format).div_(highest)
 
     def describe(self) -> str:
         """GPU with driver and runtime, precision and layout, in one line; "CPU, …" without a GPU."""

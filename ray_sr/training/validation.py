@@ -12,6 +12,7 @@ from torch import distributed
 from ray_sr.data.crops import crop_generator
 from ray_sr.data.pixels import HeldOut, validation_photos
 from ray_sr.degradations import degrade
+from ray_sr.images import to_8_bits
 from ray_sr.images.resample import downscale_array, mod_crop, upscale_array
 from ray_sr.metrics import MOST_DECIBELS, luma, psnr
 from ray_sr.models import Generator
@@ -23,7 +24,7 @@ SAMPLE_SIDE = 240
 
 
 class Validator:
-    """The held-out photos of this worker, degraded once as the recipe says."""
+    """The held-out photos of this worker, degraded once as the recipe says; measured as 8 bits, as tables are."""
 
     def __init__(self, recipe: Recipe, compute: Compute, shards: str, rank: int, world: int) -> None:
         self.recipe, self.compute, self.world = recipe, compute, world
@@ -31,7 +32,7 @@ class Validator:
         measured = [(number, photo) for number, photo in photos if self._is_large_enough(photo)]
         self.photos_in_all, self.too_small = len(measured), len(photos) - len(measured)
         self.pairs = [self._pair(photo, number) for number, photo in measured[rank::world]]
-        self.bicubic = [self._measure(self._bicubic(lr), hr) for lr, hr in self.pairs]
+        self.bicubic = [self._measure(to_8_bits(self._bicubic(lr)), hr) for lr, hr in self.pairs]
 
     def run(self, average: Generator) -> tuple[dict[str, float], bytes]:
         """Mean PSNR on Y and RGB of all photos, bicubic's beside it; and a PNG of LR, SR and HR side by side."""
@@ -57,6 +58,11 @@ class Validator:
         return self.recipe.scale if self.recipe.scale > 1 else 0
 
     def _pair(self, photo: HeldOut, number: int) -> tuple[np.ndarray, np.ndarray]:
+        lr, hr = self._degraded(photo, number)
+        return lr, to_8_bits(hr)
+
+    def _degraded(self, photo: HeldOut, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """LR and HR in the depth of the shards."""
         hr = np.ascontiguousarray(mod_crop(photo.pixels, self.recipe.scale))
         steps = self.recipe.degradation
         if steps[0].kind == "pairs" and photo.inputs is not None:
@@ -70,7 +76,7 @@ class Validator:
         return lr if self.recipe.scale == 1 else upscale_array(lr, self.recipe.scale)
 
     def _upscale(self, engine: Engine, lr: np.ndarray) -> np.ndarray:
-        output = engine.run(lr.astype(np.float32) / 255)
+        output = engine.run(lr.astype(np.float32) / np.iinfo(lr.dtype).max)
         return (output.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _measure(self, sr: np.ndarray, hr: np.ndarray) -> tuple[float, float]:
@@ -87,7 +93,7 @@ class Validator:
         return (totals[:-1] / totals[-1]).tolist()
 
     def _sample(self, sr: np.ndarray, lr: np.ndarray, hr: np.ndarray) -> bytes:
-        enlarged = lr.repeat(self.recipe.scale, 0).repeat(self.recipe.scale, 1)
+        enlarged = to_8_bits(lr).repeat(self.recipe.scale, 0).repeat(self.recipe.scale, 1)
         side = min(SAMPLE_SIDE, *hr.shape[:2])
         top, left = (hr.shape[0] - side) // 2, (hr.shape[1] - side) // 2
         cut = [photo[top : top + side, left : left + side] for photo in (enlarged, sr, hr)]
