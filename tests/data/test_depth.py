@@ -11,20 +11,24 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pyarrow import fs as pafs
 from pydantic import ValidationError
+from skimage.metrics import peak_signal_noise_ratio
 
 from ray_sr.data.batches import local_batches, ray_data_batches
-from ray_sr.data.checking import damaged_shards, describe
+from ray_sr.data.checking import damaged_shards, describe, sub_image_sheet
 from ray_sr.data.crops import CropPlan, SubImage, Visit, make_crops
 from ray_sr.data.encoding import decode_pixels, encode_pixels
-from ray_sr.data.manifest import Cutting, Encoding, read_manifest
-from ray_sr.data.pixels import open_pixels, read_index
-from ray_sr.data.shards import Prepared, prepare
+from ray_sr.data.manifest import Cutting, Encoding, Manifest, read_manifest, write_manifest
+from ray_sr.data.pixels import StoredPixels, open_pixels, read_index
+from ray_sr.data.shards import Group, prepare, write_shard
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import BatchStream
-from ray_sr.data.sub_images import read_and_cut
+from ray_sr.data.sub_images import probe, read_and_cut
 from ray_sr.degradations import degrade
-from ray_sr.images.resample import downscale_array
+from ray_sr.images import decode, read_photo
+from ray_sr.images.resample import downscale_array, upscale_array
+from ray_sr.models import build_generator
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.training.compute import Compute
 from ray_sr.training.launch import train
@@ -42,8 +46,8 @@ RECIPE = parse_recipe(
 
 
 def gradient(height: int = 128, width: int = 160) -> np.ndarray:
-    """uint16 H×W×3 with thousands of levels within two of 8 bits: rounded to those, it would be flat."""
-    ramp = 20000 + np.arange(height)[:, None] * 3.0 + np.arange(width)[None] * 0.5
+    """uint16 H×W×3 with hundreds of levels within four of 8 bits: rounded to those, it would be stripes."""
+    ramp = 20000 + np.arange(height)[:, None] * 7.0 + np.arange(width)[None] * 0.5
     return np.stack([ramp, ramp + 40, 2 * ramp], axis=-1).astype(np.uint16)
 
 
@@ -72,10 +76,29 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def prepared(photos: dict[str, np.ndarray], ray_local: None) -> tuple[str, Prepared]:
+def shards(photos: dict[str, np.ndarray]) -> str:
+    """As `prepare` makes them, without its tasks."""
     folder = str(photos[""])
-    output = f"{folder}/../shards"
-    return output, prepare(find_photos([folder]), output, cutting=CUTTING, hold_out=["held.png"])
+    output = Path(folder).parent / "shards"
+    output.mkdir()
+    made, records = [], []
+    for group in groups(folder):
+        shard, of_photos = write_shard(group, str(output), CUTTING)
+        made.append(shard)
+        records += of_photos
+    manifest = Manifest(cutting=CUTTING, photos={"train": 3, "validation": 1}, left_out=0, shards=made)
+    write_manifest(pafs.LocalFileSystem(), str(output), manifest, records)
+    return str(output)
+
+
+def groups(folder: str) -> list[Group]:
+    found = find_photos([folder])
+    held = [photo for photo in found if photo.name == "held.png"]
+    rest = [photo for photo in found if photo.name != "held.png"]
+    return [
+        Group("train-00000-000000000000.parquet", "train", tuple(rest)),
+        Group("validation-00000-000000000000.parquet", "validation", tuple(held)),
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["png", "raw"])
@@ -90,43 +113,41 @@ def test_encodings_keep_16_bits(encoding: Encoding) -> None:
             decode_pixels(damaged, encoding, 37, 53, 16)
 
 
-def test_rows_hold_every_bit_and_8_bits_times_257(
-    prepared: tuple[str, Prepared], photos: dict[str, np.ndarray]
-) -> None:
-    output, made = prepared
-    assert made.manifest.cutting.encoding == "raw"
-    assert made.manifest == read_manifest(output)
+def test_rows_hold_every_bit_and_8_bits_times_257(shards: str, photos: dict[str, np.ndarray]) -> None:
     seen = set()
-    for shard in made.manifest.shards:
-        for row in pq.read_table(f"{output}/{shard.file}").to_pylist():
+    manifest = read_manifest(shards)
+    assert manifest.cutting.encoding == "raw"
+    for shard in manifest.shards:
+        for row in pq.read_table(f"{shards}/{shard.file}").to_pylist():
             top, left, height, width = (row[name] for name in ("top", "left", "height", "width"))
             pixels = decode_pixels(row["image"], "raw", height, width, 16)
             whole = photos[row["photo"]]
             np.testing.assert_array_equal(pixels, whole[top : top + height, left : left + width])
             seen.add(row["photo"])
     assert seen == {"deep.png", "gray.tiff", "small.png", "held.png"}
-    assert {photo["name"]: photo["depth"] for photo in made.photos} == {
-        **dict.fromkeys(("deep.png", "gray.tiff", "held.png"), 16),
-        "small.png": 8,
-    }
+    read = [read_and_cut(photo, "train", CUTTING)[0] for photo in find_photos([str(photos[""])])]
+    depths = {record["name"]: record["depth"] for record in read}
+    assert depths == {"deep.png": 16, "gray.tiff": 16, "held.png": 16, "small.png": 8}
 
 
-def test_they_are_checked_described_and_made_again_only_where_missing(prepared: tuple[str, Prepared]) -> None:
-    output, made = prepared
-    before = {path: path.stat().st_mtime_ns for path in Path(output).glob("*.parquet") if path.stem != "photos"}
-    assert damaged_shards(output, made.manifest) == {}
-    facts, text = describe(output)
+def test_they_are_checked_described_and_made_again_only_where_missing(
+    shards: str, photos: dict[str, np.ndarray]
+) -> None:
+    manifest = read_manifest(shards)
+    assert damaged_shards(shards, manifest) == {}
+    facts, text = describe(shards)
     assert facts["cutting"]["depth"] == 16
     assert "as raw of 16 bits" in text
-    gone = max(before)
+    sub_image_sheet(shards, f"{shards}/../sheet.png")
+    assert read_photo(f"{shards}/../sheet.png").depth == 8
+    there, gone = (Path(shards) / shard.file for shard in manifest.shards)
+    written, data = there.stat().st_mtime_ns, gone.read_bytes()
     gone.unlink()
-    again = prepare(find_photos([f"{output}/../photos"]), output, cutting=CUTTING, hold_out=["held.png"])
-    assert again.manifest == made.manifest
-    after = {path: path.stat().st_mtime_ns for path in before}
-    assert {path for path in before if before[path] != after[path]} == {gone}
-    data = gone.read_bytes()
+    again = [write_shard(group, shards, CUTTING)[0] for group in groups(str(photos[""]))]
+    assert again == manifest.shards
+    assert there.stat().st_mtime_ns == written
     gone.write_bytes(data[:-9] + b"damage!!!")
-    assert list(damaged_shards(output, made.manifest)) == [gone.name]
+    assert list(damaged_shards(shards, manifest)) == [gone.name]
     gone.write_bytes(data)
 
 
@@ -134,18 +155,18 @@ def test_they_are_checked_described_and_made_again_only_where_missing(prepared: 
     "degradation",
     ["[{kind: downscale}]", "[{kind: blur, sigma: [0.5, 1]}, {kind: downscale, method: area}]"],
 )
-def test_crops_and_their_lr_have_more_than_256_levels(prepared: tuple[str, Prepared], degradation: str) -> None:
+def test_crops_and_their_lr_have_more_than_256_levels(shards: str, degradation: str) -> None:
     recipe = parse_recipe(RECIPE.model_dump_json(), [f"degradation={degradation}", "data.crop=64"])
-    index = read_index(prepared[0], "train", 64)
+    index = read_index(shards, "train", 64)
     assert index.bytes == 2 * 3 * int((index.height.astype(int) * index.width).sum())
     plan = CropPlan.of(recipe)
-    lr, hr = BatchStream(index, open_pixels(index, "stream"), plan, 8).batches([0])
+    lr, hr = BatchStream(index, StoredPixels(index), plan, 8).batches([0])
     assert lr.dtype == hr.dtype == np.uint16
-    steep = [number for number, crop in enumerate(hr[0]) if np.ptp(crop[..., 0].astype(int)) < 400]
-    assert steep
-    for number in steep:  # crops of the gradients: within two levels of 8 bits
+    deep = [number for number, crop in enumerate(hr[0]) if (crop % 257).any()]  # of the gradients
+    assert deep
+    for number in deep:
         assert len(np.unique(hr[0, number])) > 256
-        assert len(np.unique(lr[0, number])) > 200
+        assert len(np.unique(lr[0, number])) > 256
         small = hr[0, number].reshape(32, 2, 32, 2, 3).mean((1, 3))
         assert np.abs(lr[0, number][8:-8, 8:-8] - small[8:-8, 8:-8]).max() < 3  # straight ramps stay what they are
 
@@ -186,19 +207,6 @@ def test_8_bits_times_257_give_the_lr_of_8_bits_times_257() -> None:
     assert np.abs(lr16.astype(int) - lr8.astype(int) * 257).max() <= 257
 
 
-def test_every_place_gives_the_same_rows(prepared: tuple[str, Prepared]) -> None:
-    index = read_index(prepared[0], "train", 32)
-    plan = CropPlan.of(RECIPE)
-    stream = BatchStream(index, open_pixels(index, "memory"), plan, 2, "worker")
-    here = list(local_batches(stream, range(3)))
-    tasks = BatchStream(index, open_pixels(index, "stream"), plan, 2, "tasks")
-    there = list(ray_data_batches(tasks, range(3)))
-    for one, other in zip(here, there, strict=True):
-        assert one.lr.dtype == one.hr.dtype == torch.uint16
-        assert torch.equal(one.lr.int(), other.lr.int())
-        assert torch.equal(one.hr.int(), other.hr.int())
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_networks_see_all_levels(layout: torch.memory_format) -> None:
     compute = Compute(torch.device("cpu"), None, layout)
@@ -208,24 +216,47 @@ def test_the_networks_see_all_levels(layout: torch.memory_format) -> None:
     torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=0)
 
 
-def test_validation_measures_8_bits_of_what_16_bits_give(prepared: tuple[str, Prepared], tmp_path: Path) -> None:
-    compute = Compute(torch.device("cpu"), None, torch.contiguous_format)
-    found = Validator(RECIPE, compute, prepared[0], 0, 1)
+def validator(shards: str) -> Validator:
+    return Validator(RECIPE, Compute(torch.device("cpu"), None, torch.contiguous_format), shards, 0, 1)
+
+
+def test_validation_measures_8_bits_of_what_16_bits_give(shards: str) -> None:
+    found = validator(shards)
     ((lr, hr),) = found.pairs
     assert (lr.dtype, hr.dtype) == (np.uint16, np.uint8)
     np.testing.assert_array_equal(hr, np.rint(gradient(100, 100)[::-1] / 257))
     assert len(np.unique(lr)) > 256
-    output = train(RECIPE, Run.at(tmp_path / "run"), shards=prepared[0])
-    assert output.metrics["bicubic_psnr_y"] == pytest.approx(found.bicubic[0][0])
-    assert np.isfinite(output.metrics["psnr_y"])
+    metrics, sample = found.run(build_generator(RECIPE.network).eval())
+    assert np.isfinite(list(metrics.values())).all()
+    assert decode(sample).depth == 8
+    bicubic = np.rint(upscale_array(lr, 2) / 257)[2:-2, 2:-2]
+    assert metrics["bicubic_psnr_rgb"] == pytest.approx(
+        peak_signal_noise_ratio(hr[2:-2, 2:-2], bicubic.astype(np.uint8)), abs=0.01
+    )
+
+
+def test_a_run_on_ray(photos: dict[str, np.ndarray], shards: str, ray_local: None, tmp_path: Path) -> None:
+    """Prepared by tasks, cut in every place to the same rows, trained on and validated."""
+    output = str(tmp_path / "shards")
+    made = prepare(find_photos([str(photos[""])]), output, cutting=CUTTING, hold_out=["held.png"])
+    assert made.manifest.rows("train") == read_manifest(shards).rows("train")
+    index = read_index(output, "train", 32)
+    plan = CropPlan.of(RECIPE)
+    here = list(local_batches(BatchStream(index, open_pixels(index, "memory"), plan, 2, "worker"), range(3)))
+    tasks = BatchStream(index, open_pixels(index, "stream"), plan, 2, "tasks")
+    for one, other in zip(here, ray_data_batches(tasks, range(3)), strict=True):
+        assert one.lr.dtype == one.hr.dtype == torch.uint16
+        assert torch.equal(one.lr.int(), other.lr.int())
+        assert torch.equal(one.hr.int(), other.hr.int())
+    trained = train(RECIPE, Run.at(tmp_path / "run"), shards=output)
+    assert trained.metrics["bicubic_psnr_y"] == pytest.approx(validator(output).bicubic[0][0])
+    assert np.isfinite(trained.metrics["psnr_y"])
 
 
 def test_copies_of_held_out_photos_are_known_in_either_depth(tmp_path: Path) -> None:
     image = real_photos()["chelsea"][:80, :80]
     Image.fromarray(image).save(tmp_path / "a.png")
     save16(tmp_path / "b.png", image * np.uint16(257) + np.uint16(60))
-    from ray_sr.data.sub_images import probe
-
     first, second = find_photos([str(tmp_path)])
     digest = probe(first, CUTTING)[0]
     assert digest == probe(first, Cutting(minimum=64))[0]
