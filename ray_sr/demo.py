@@ -137,7 +137,7 @@ def _through_the_endpoint(folder: Path, photo: Path) -> Path:
     from ray_sr.serving.options import ServiceOptions
     from ray_sr.serving.run import running_service
 
-    options = ServiceOptions(model="best", store=str(folder / "store"), cpus=1)
+    options = ServiceOptions(model="best", store=str(folder / "store"))
     target = folder / f"{photo.stem}_x2.png"
     with running_service(options) as url:
         _say(f"serving at {url}")

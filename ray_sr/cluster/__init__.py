@@ -11,6 +11,7 @@ from ray_sr.cluster.connect import (
     missing_here,
     not_shared,
     require_shared,
+    task_cpus,
     telling_of_starvation,
     use_token,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "missing_here",
     "not_shared",
     "require_shared",
+    "task_cpus",
     "telling_of_starvation",
     "use_token",
 ]

@@ -66,8 +66,8 @@ def local_ray(
     """Start Ray on this machine for this process alone.
 
     `dashboard` serves Ray's web page and state API on 127.0.0.1; starting it takes a few seconds.
-    `cpus` is by default what the machine or its container gives, but 2 at least: one trains while the other makes
-    crops. Raises ResourceError where Ray cannot be started here.
+    `cpus` is by default what the machine or its container gives. Raises ResourceError where Ray cannot be started
+    here.
     """
     import ray
 
@@ -78,7 +78,7 @@ def local_ray(
     try:
         ray.init(
             address="local",
-            num_cpus=cpus or max(2, available_cpus()),
+            num_cpus=cpus or available_cpus(),
             include_dashboard=dashboard,
             configure_logging=True,
             logging_level=_level(verbose),
@@ -182,6 +182,12 @@ def capacity() -> dict[str, float]:
     except ValueError:
         raise ClusterError(f"{CAPACITY}={text}: write it like CPU=128,GPU=8") from None
     return {name: max(have.get(name, 0), most.get(name, 0)) for name in have.keys() | most.keys()}
+
+
+def task_cpus() -> float:
+    """CPUs that a task reserves which makes crops beside training: one, or half of a cluster's only one."""
+    have = capacity().get("CPU", 0)
+    return have / 2 if 0 < have < 2 else 1.0
 
 
 def is_one_node() -> bool:

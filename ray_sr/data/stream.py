@@ -27,7 +27,7 @@ import numpy as np
 import ray
 from ray.data import Dataset
 
-from ray_sr.cluster import is_one_node
+from ray_sr.cluster import is_one_node, task_cpus
 from ray_sr.data.crops import CropPlan, SubImage, Visit, cut_crops, degrade_crops, make_crops
 from ray_sr.data.manifest import Depth
 from ray_sr.data.pixels import CachedPixels, Index, Pixels, open_pixels, read_index
@@ -162,8 +162,9 @@ def batch_dataset(stream: BatchStream, shared: Any, rows: range) -> Dataset:
     """
     # The set holds numbers alone. A task looks up the sub-images of its numbers itself: finished crops are all that
     # is sent, and what a row holds depends on nothing but its number, so that a lost task is simply run again.
-    places = ray.data.range(len(rows), override_num_blocks=math.ceil(len(rows) / _rows_per_block(stream)))
-    return places.map_batches(partial(_make_rows, rows=rows, shared=[shared]), batch_size=None, num_cpus=1)
+    numbers = ray.data.from_items(list(rows), override_num_blocks=math.ceil(len(rows) / _rows_per_block(stream)))
+    make = partial(_make_rows, shared=[shared])
+    return numbers.map_batches(make, batch_size=None, num_cpus=task_cpus())
 
 
 def _rows_per_block(stream: BatchStream) -> int:
@@ -181,9 +182,9 @@ def _opened(shared: Any) -> BatchStream:
     return stream
 
 
-def _make_rows(block: dict[str, np.ndarray], *, rows: range, shared: list[Any]) -> dict[str, np.ndarray]:
+def _make_rows(block: dict[str, np.ndarray], *, shared: list[Any]) -> dict[str, np.ndarray]:
     stream = _opened(shared[0])
-    numbers = [rows[place] for place in block["id"].tolist()]
+    numbers = block["item"].tolist()
     row = np.array(numbers, np.int64)
     if stream.place == "worker" and not stream.plan.paired:
         return {"row": row, "hr": stream.cut(numbers)}

@@ -36,6 +36,7 @@ from ray_sr.training.checkpoints import sweep
 from ray_sr.training.monitor import Journal, Record, start_monitor
 from ray_sr.training.optimizer import check_optimizer
 from ray_sr.training.resume import Resumable, find_resumable
+from ray_sr.training.room import fewest_workers, require_room, worker_cpus
 from ray_sr.training.runs import Run
 from ray_sr.training.teachers import check_teachers
 from ray_sr.training.trackers import Trackers, check_trackers
@@ -152,9 +153,8 @@ def _check_run(run: Run, resume: bool) -> None:
 def _scaling(recipe: Recipe) -> ScalingConfig:
     """Workers with their resources. Refuses what would leave no CPU to make crops: the run would never begin."""
     training = recipe.training
-    have = capacity()
-    gpus = have.get("GPU", 0)
-    fewest = training.min_workers or training.workers
+    gpus = capacity().get("GPU", 0)
+    fewest = fewest_workers(training)
     wanted = fewest * training.gpus_per_worker
     use_gpu = training.device == "gpu" or (training.device == "auto" and gpus >= wanted)
     if training.device == "auto" and 0 < gpus < wanted:
@@ -165,19 +165,14 @@ def _scaling(recipe: Recipe) -> ScalingConfig:
     if use_gpu and gpus < wanted:
         each = "a GPU" if training.gpus_per_worker == 1 else f"{training.gpus_per_worker:g} GPUs"
         raise ResourceError(f"training.workers {fewest} need {each} each, the cluster has {gpus:g}")
-    needed = fewest * training.cpus_per_worker
-    if needed + 1 > have.get("CPU", 0):
-        raise ResourceError(
-            f"{fewest} workers with {training.cpus_per_worker:g} CPUs leave none of "
-            f"{have.get('CPU', 0):g} CPUs to make crops: lower training.cpus_per_worker (0.5) or training.workers"
-        )
+    require_room(training)
     workers: Any = training.workers if fewest == training.workers else (fewest, training.workers)
     return ScalingConfig(
         num_workers=workers,
         use_gpu=use_gpu,
         placement_strategy=training.placement.upper(),
         resources_per_worker={
-            "CPU": training.cpus_per_worker,
+            "CPU": worker_cpus(training),
             **({"GPU": training.gpus_per_worker} if use_gpu else {}),
         },
     )

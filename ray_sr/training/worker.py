@@ -17,7 +17,7 @@ import torch
 from ray.train import Checkpoint
 from torch import Tensor, distributed, nn
 
-from ray_sr.cluster import capacity, missing_here, not_shared
+from ray_sr.cluster import missing_here, not_shared
 from ray_sr.data.batches import Batch, local_batches, ray_data_batches, spare_threads
 from ray_sr.data.stream import BatchStream
 from ray_sr.errors import RaySRError, RecipeError, ResourceError, described
@@ -28,6 +28,7 @@ from ray_sr.training.checkpoints import CheckpointWriter
 from ray_sr.training.compute import Compute
 from ray_sr.training.memory import does_not_fit, size_that_fits, smaller_sizes
 from ray_sr.training.preemption import PreemptionWatcher
+from ray_sr.training.room import missing_room, worker_cpus
 from ray_sr.training.state import TrainState, step_seed
 from ray_sr.training.steps import GanStep, MicroBatch, build_step
 from ray_sr.training.sync_batchnorm import synchronise_batchnorm
@@ -177,12 +178,9 @@ class Worker:
 
     def _leave_room(self) -> None:
         """Workers that move together after a node is lost may take the CPUs that make crops, and wait for ever."""
-        have = capacity().get("CPU", 0)
-        if self.stream.by_tasks and have < self.world * self.recipe.training.cpus_per_worker + 1:
-            raise ResourceError(
-                f"the cluster has {have:g} CPUs now: {self.world} workers leave none to make crops; "
-                "go on with --resume when it has more, or with lower training.cpus_per_worker"
-            )
+        missing = missing_room(self.world, worker_cpus(self.recipe.training)) if self.stream.by_tasks else None
+        if missing:
+            raise ResourceError(f"{missing}, or go on with --resume when the cluster has more")
 
     def _announce(self) -> None:
         if self.rank == 0:

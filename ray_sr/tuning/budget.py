@@ -9,10 +9,11 @@ import numpy as np
 import ray
 import torch
 
-from ray_sr.cluster import capacity
+from ray_sr.cluster import capacity, task_cpus
 from ray_sr.errors import RecipeError, ResourceError
 from ray_sr.models import build_generator, count_parameters
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.training.room import require_room, worker_cpus
 from ray_sr.tuning.space import Space
 from ray_sr.tuning.trial_recipe import with_values
 
@@ -34,7 +35,7 @@ def trials_at_once(recipe: Recipe, asked: int | None = None) -> int:
     Raises ResourceError where `asked` is more than the cluster has room for.
     """
     training, have = recipe.training, capacity()
-    room = int(have.get("CPU", 0) // (training.workers * training.cpus_per_worker + 1))
+    room = int(have.get("CPU", 0) // (training.workers * worker_cpus(training) + task_cpus()))
     if gpus := gpus_of_trial(recipe):
         room = min(room, int(have.get("GPU", 0) // gpus))
     room = max(1, room)  # a cluster too small for one is refused by `train`, which says what is missing
@@ -56,7 +57,7 @@ def parameters_of(recipe: Recipe) -> int:
 def check_budget(space: Space, recipe: Recipe) -> None:
     """Refuse a time that is not enough for the cheapest trial, by the generator's passes alone.
 
-    Those are timed where a worker would run. Raises RecipeError.
+    Those are timed where a worker would run. Raises RecipeError, and ResourceError where none could run.
     """
     if space.budget.gpu_hours is not None and not gpus_of_trial(recipe):
         raise RecipeError("budget.gpu_hours: these trials use no GPU, give budget.time (--time 2h)")
@@ -67,6 +68,7 @@ def check_budget(space: Space, recipe: Recipe) -> None:
         return
     cheapest = _cheapest(space, recipe)
     training = cheapest.training
+    require_room(training)
     gpu = min(1, gpus_of_trial(cheapest))
     probe = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=gpu)(_step_seconds)
     needed = ray.get(probe.remote(cheapest.dump(), "cuda" if gpu else "cpu")) * cheapest.total_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from ray_sr.cluster.connect import LONGEST_FOLDER, check_address, own_folder
 from ray_sr.cluster.jobs import _WRONG_PYTHON, _pass_proxies_by, _proxy_hint
 from ray_sr.errors import ClusterError, ResourceError
 
+ROOT = Path(__file__).parents[2]
 module = importlib.import_module("ray_sr.cluster.connect")  # the package's own `connect` is a function
 
 
@@ -107,7 +109,6 @@ def test_ray_goes_where_its_sockets_fit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.cluster
-@pytest.mark.cluster
 def test_ray_starts_with_a_long_tmpdir_and_a_home_that_is_none(tmp_path: Path) -> None:
     long = tmp_path / ("long" * 12)
     long.mkdir()
@@ -131,6 +132,21 @@ def test_cpus_are_those_that_the_process_may_use() -> None:
     from ray._private.utils import get_num_cpus
 
     assert available_cpus() == min(len(os.sched_getaffinity(0)), get_num_cpus())
+
+
+@pytest.mark.cluster
+def test_one_cpu_is_enough_to_train(tmp_path: Path) -> None:
+    """Ray has as many as `doctor` shows; training and its crops share the only one."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tests.cluster.one_cpu", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result.pop("two_workers") == (
+        "2 workers with 1 CPUs leave none of 1 CPUs to make crops: lower training.cpus_per_worker (0.25) or "
+        "training.workers"
+    )
+    assert result == {"cpus": [1, 1], "steps": {"tasks": 6, "worker": 6}, "trials": 1}
 
 
 def test_proxies_are_gone_past_on_the_way_to_private_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
