@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ray_sr.errors import ClusterError, InputError
 
-Format = Literal["png", "jpeg", "webp", "tiff", "same"]
+Format = Literal["png", "jpeg", "webp", "tiff", "avif", "jxl", "same"]
 Metadata = Literal["keep", "copyright", "none"]
 
 

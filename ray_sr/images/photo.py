@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -11,6 +13,7 @@ Metadata = Literal["keep", "copyright", "none"]
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "avif", "jxl")  # that are written
 READ_FORMATS = (*FORMATS, "heif")
+_LIBRARIES = {"heif": "pillow_heif", "jxl": "pillow_jxl"}  # of the extra `formats`
 WRITTEN_SUFFIXES = {
     ".png": "png",
     ".apng": "png",
@@ -31,6 +34,11 @@ _OTHERS = (
     "eps ai qoi hif avifs heics jxr wdp raw dng cr2 cr3 nef arw orf rw2 raf pef srw 3fr"
 )
 OTHER_SUFFIXES = tuple(f".{name}" for name in _OTHERS.split())
+
+
+def at_hand(formats: Iterable[str]) -> tuple[str, ...]:
+    """Those of the formats whose library is installed."""
+    return tuple(name for name in formats if name not in _LIBRARIES or find_spec(_LIBRARIES[name]))
 
 
 @dataclass(frozen=True)

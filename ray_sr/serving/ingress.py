@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -17,7 +17,7 @@ from ray_sr.serving.api import IN, PICTURE, PROBLEMS, ClientState, ServiceState,
 from ray_sr.serving.catalogues import catalogue_of
 from ray_sr.serving.job_client import JobClient
 from ray_sr.serving.job_storage import JobStorage, jobs_location
-from ray_sr.serving.options import JobQuery, ServiceLimits, ServiceOptions, UpscaleQuery
+from ray_sr.serving.options import Format, JobQuery, ServiceLimits, ServiceOptions, UpscaleQuery
 from ray_sr.serving.problems import Problem
 from ray_sr.serving.responses import picture_document, picture_headers
 from ray_sr.serving.schemas import Models, Status, UpscaledPicture
@@ -84,7 +84,7 @@ _OUT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the upscaled picture",
         "content": {
-            **{f"image/{name}": PICTURE for name in ("png", "jpeg", "webp", "tiff")},
+            **{f"image/{name}": PICTURE for name in get_args(Format)},
             "application/json": {"schema": UpscaledPicture.model_json_schema()},
         },
     },

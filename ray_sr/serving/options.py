@@ -7,7 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Format = Literal["png", "jpeg", "webp", "tiff"]
+from ray_sr.images import at_hand
+
+Format = Literal["png", "jpeg", "webp", "tiff", "avif", "jxl"]  # of answers
+InputFormat = Literal["png", "jpeg", "webp", "tiff", "avif", "heif", "jxl"]
 Metadata = Literal["keep", "copyright", "none"]
 Precision = Literal["auto", "float32", "bf16"]
 
@@ -30,12 +33,12 @@ class UpscaleQuery(Section):
     denoise: float | None = Field(
         None, ge=0, le=1, description="share of a cleaning model that is blended in; for models that say so"
     )
-    format: Literal["png", "jpeg", "webp", "tiff", "same"] | None = Field(
+    format: Literal["png", "jpeg", "webp", "tiff", "avif", "jxl", "same"] | None = Field(
         None, description="picture format of the answer, or that of the picture; default: by Accept, else png"
     )
 
-    quality: int = Field(95, ge=1, le=100, description="quality of jpeg and webp")
-    lossless: bool = Field(False, description="webp without loss")
+    quality: int = Field(95, ge=1, le=100, description="quality of jpeg, webp, avif and jxl")
+    lossless: bool = Field(False, description="webp, avif and jxl without loss")
     background: str = Field(
         "ffffff", pattern="^[0-9a-fA-F]{6}$", description="RRGGBB under transparent pixels, for jpeg"
     )
@@ -81,11 +84,18 @@ class JobLimits(Section):
         return self
 
 
+def _read_by_default() -> tuple[InputFormat, ...]:
+    usual: tuple[InputFormat, ...] = ("png", "jpeg", "webp", "avif", "heif", "jxl")
+    return tuple(name for name in usual if at_hand([name]))
+
+
 class ServiceLimits(Section):
     """What the service accepts. Everything a client should know before it sends a picture."""
 
-    formats: tuple[Format, ...] = Field(
-        ("png", "jpeg", "webp"), min_length=1, description="accepted picture formats, by their first bytes"
+    formats: tuple[InputFormat, ...] = Field(
+        default_factory=_read_by_default,
+        min_length=1,
+        description="accepted picture formats, by their first bytes; heif (HEIC) and jxl need the extra `formats`",
     )
     body_bytes: int = Field(32 << 20, ge=1, description="largest request body")
     input_pixels: int = Field(1 << 22, ge=1, description="largest picture, width x height")
@@ -103,6 +113,13 @@ class ServiceLimits(Section):
         20, gt=0, description="longest predicted wait of a picture in seconds; else it is refused"
     )
     jobs: JobLimits = Field(JobLimits(), description="what jobs may take instead")
+
+    @field_validator("formats")
+    @classmethod
+    def _can_be_read(cls, formats: tuple[InputFormat, ...]) -> tuple[InputFormat, ...]:
+        if missing := set(formats) - set(at_hand(formats)):
+            raise ValueError(f"{', '.join(sorted(missing))} needs the extra: pip install 'ray-sr[formats]'")
+        return formats
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> ServiceLimits:

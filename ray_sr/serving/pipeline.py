@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar, get_args
 
 from ray_sr import images
 from ray_sr.images import Header
@@ -147,7 +147,9 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.EncodeSettings:
         errors = [{"parameter": "scale", "detail": detail}]
         raise Problem("invalid-parameter", f"scale: {detail}", errors=errors)
     if query.denoise is not None and not model.denoise:
-        detail = f"the model {model.tag} has no cleaning model that it could be blended with"
+        cleans = model.purpose == "unknown"
+        why = "cleans by itself" if cleans else "has no cleaning model that it could be blended with"
+        detail = f"the model {model.tag} {why}"
         errors = [{"parameter": "denoise", "detail": detail}]
         raise Problem("invalid-parameter", f"denoise: {detail}", errors=errors)
     assert query.format is not None
@@ -166,15 +168,23 @@ def settle(query: UpscaleQuery, model: ModelInfo) -> codec.EncodeSettings:
 
 
 def with_format(query: Query, accepted: AcceptedResponse, data: bytes) -> Query:
-    """The query with the format settled: the option, else what Accept asks for, else png."""
-    format: str | None = query.format or accepted.format or "png"
+    """The query with the format settled: the option, else what Accept asks for, else png.
+
+    Raises Problem (invalid-parameter) for one that this installation cannot write.
+    """
+    format: str = query.format or accepted.format or "png"
     if format == "same":
         kind = images.sniff(data)
-        format = kind if kind in _WRITTEN else "png"  # what is none of them is refused when it is measured
+        # HEIC is read only; what is no picture at all is refused when it is measured.
+        format = kind if kind is not None and kind in _WRITTEN else "png"
+    if not images.at_hand([format]):
+        written = ", ".join(images.at_hand(_WRITTEN))
+        detail = f"{format} is not installed where this service runs; it writes {written}"
+        raise Problem("invalid-parameter", f"format: {detail}", errors=[{"parameter": "format", "detail": detail}])
     return query.model_copy(update={"format": format})
 
 
-_WRITTEN: tuple[Format, ...] = ("png", "jpeg", "webp", "tiff")
+_WRITTEN: tuple[Format, ...] = get_args(Format)
 
 
 @contextmanager

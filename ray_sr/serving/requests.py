@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -165,7 +165,7 @@ def _refused(parameter: str, detail: str) -> Problem:
 
 # The answer ----------------------------------------------------------------------------------------------
 
-_TYPES: dict[str, Format] = {f"image/{name}": name for name in ("png", "jpeg", "webp", "tiff")}
+_TYPES: dict[str, Format] = {f"image/{name}": name for name in get_args(Format)}
 _JSON = "application/json"
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ray_sr.serving.codec import Encoded, EncodeSettings
 from ray_sr.serving.schemas import ModelInfo, UpscaledPicture
 
-SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif"}
+SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp", "tiff": "tif", "avif": "avif", "jxl": "jxl"}
 
 
 @dataclass(frozen=True)

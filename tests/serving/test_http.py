@@ -6,20 +6,28 @@ import base64
 import json
 import select
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pillow_heif
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+from pydantic import ValidationError
 
 from ray_sr.cli import cli
 from ray_sr.images import Photo, decode, encode
-from ray_sr.serving.options import UpscaleQuery
+from ray_sr.serving.options import ServiceLimits, UpscaleQuery
+from ray_sr.serving.pipeline import with_format
+from ray_sr.serving.problems import Problem
+from ray_sr.serving.requests import AcceptedResponse
 from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import BIG, LIMITS, Running, flat_png, picture, png_of
 
@@ -58,6 +66,10 @@ PHOTOS = {
     "to jpeg": (picture(24, 32), "jpeg", "format=jpeg&quality=80"),
     "to tiff": (picture(24, 32), "png", "format=tiff"),
     "half the scale": (picture(24, 32), "png", "scale=2"),
+    "from avif": (picture(24, 32), "avif", ""),
+    "to avif": (picture(24, 32, alpha=True, depth=16), "png", "format=avif&quality=70"),
+    "from jxl": (picture(24, 32), "jxl", ""),
+    "to jxl": (picture(24, 32, alpha=True), "png", "format=jxl&quality=70"),
     "a scale between": (picture(24, 32), "png", "scale=2.5&format=webp&quality=50"),
 }
 
@@ -77,6 +89,26 @@ def test_answer_is_what_the_library_makes_of_the_same_bytes(service: Running, en
     assert response.content == expected
     assert response.headers["content-type"] == f"image/{kind}"
     assert response.headers["raysr-scale"] == f"{scale:g}"
+
+
+def test_heic_is_taken_and_answered_as_png(service: Running, engine: Engine) -> None:
+    """As telephones send it; `same` cannot be, for HEIC is only read."""
+    stream = BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(picture(24, 32).pixels)).save(stream, quality=90)
+    sent = stream.getvalue()
+    response = post(service, sent, "?format=same")
+    assert response.headers["content-type"] == "image/png"
+    assert response.content == encode(upscale_photo(decode(sent), engine), "png")
+
+
+def test_what_the_installation_lacks_is_neither_offered_nor_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("pillow_heif", "pillow_jxl"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert ServiceLimits().formats == ("png", "jpeg", "webp", "avif")
+    with pytest.raises(ValidationError, match=r"heif, jxl needs the extra: pip install 'ray-sr\[formats\]'"):
+        ServiceLimits(formats=("png", "jxl", "heif"))
+    with pytest.raises(Problem, match="jxl is not installed where this service runs; it writes png, jpeg"):
+        with_format(UpscaleQuery(format="jxl"), AcceptedResponse(None), b"")
 
 
 def test_answer_is_the_file_that_the_command_writes(service: Running, small_png: bytes, tmp_path: Path) -> None:
@@ -183,6 +215,7 @@ def test_misspelt_option_gets_a_suggestion(service: Running, small_png: bytes) -
 def bodies() -> dict[str, tuple[bytes, int, str]]:
     png = encode(picture(24, 32), "png")
     jpeg = encode(picture(24, 32), "jpeg")
+    avif, jxl = (encode(picture(24, 32), name) for name in ("avif", "jxl"))
     return {
         "nothing": (b"", 400, "bad-request"),
         "one byte": (b"\x89", 415, "unsupported-media-type"),
@@ -190,6 +223,9 @@ def bodies() -> dict[str, tuple[bytes, int, str]]:
         "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported-media-type"),
         "gif": (b"GIF89a" + bytes(20), 415, "unsupported-media-type"),
         "tiff, not opted in": (encode(picture(8, 8), "tiff"), 415, "unsupported-media-type"),
+        "half an avif": (avif[: len(avif) // 2], 422, "image-corrupt"),
+        "half a jxl": (jxl[: len(jxl) // 2], 422, "image-corrupt"),
+        "heic of nothing": (b"\0\0\0\x18ftypheic\0\0\0\0heicmif1", 422, "image-corrupt"),
         "signature alone": (png[:8], 422, "image-corrupt"),
         "half a png": (png[: len(png) // 2], 422, "image-corrupt"),
         "half a jpeg": (jpeg[: len(jpeg) // 2], 422, "image-corrupt"),

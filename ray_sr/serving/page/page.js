@@ -6,8 +6,15 @@ import { Problem, ask, discard, follow, service, transfer } from "./service.js";
 import { listenToViewer, viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const SUFFIXES = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp", "image/tiff": "tif" };
-const NAMES = { png: "PNG", jpeg: "JPEG", webp: "WebP", tiff: "TIFF", jxl: "JPEG XL" };
+const SUFFIXES = {
+  ...{ "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" },
+  ...{ "image/tiff": "tif", "image/avif": "avif", "image/jxl": "jxl" },
+};
+const NAMES = {
+  ...{ png: "PNG", jpeg: "JPEG", webp: "WebP", tiff: "TIFF" },
+  ...{ avif: "AVIF", heif: "HEIC", jxl: "JPEG XL" },
+};
+const NOT_SHOWN = ["tiff", "heif", "jxl"]; // what some browsers cannot show though nothing is wrong with it
 const WARNINGS = {
   "alpha-flattened": "JPEG has no transparency: it became white.",
   "cmyk-converted": "The print colours (CMYK) became screen colours.",
@@ -46,8 +53,9 @@ const SIGNATURES = [
   ["webp", /^RIFF[^]{4}WEBP/],
   ["tiff", /^(II\*\0|MM\0\*)/],
   ["GIF", /^GIF8/],
-  ["AVIF", /^[^]{4}ftypavi/],
-  ["HEIC", /^[^]{4}ftyp(hei|hev|mif|msf)/],
+  ["avif", /^[^]{4}ftypavi/],
+  ["heif", /^[^]{4}ftyp(hei|hev|mif|msf)/],
+  ["jxl", /^(\xff\x0a|\0\0\0\x0cJXL )/],
 ];
 
 async function kindOf(file) {
@@ -134,7 +142,7 @@ async function thumbnail(file) {
     small.close();
     return await new Promise((resolve) => canvas.toBlob(resolve, "image/webp"));
   } catch {
-    return null; // a TIFF, which no browser shows
+    return null; // one of NOT_SHOWN
   }
 }
 
@@ -166,7 +174,7 @@ async function check(file, model) {
   checkFile(file, kind);
   const opened = await load(file);
   try {
-    if (!opened.width && kind !== "tiff") {
+    if (!opened.width && !NOT_SHOWN.includes(kind)) {
       throw new Problem("The file is damaged", "This browser cannot show it. Try to open and save it anew.");
     }
     checkPixels(opened, model);
@@ -313,7 +321,9 @@ function showLimits() {
   const { formats, body_bytes } = service.limits;
   const most = megapixels(mostPixels(chosenModel()));
   $("limits").textContent = `${list(formats.map(nameOf), "or")} · at most ${size(body_bytes)} and ${most}`;
-  $("file").accept = formats.map((format) => `image/${format}`).join();
+  // Some systems know HEIC and JPEG XL by their endings alone.
+  const endings = { heif: ".heic,.heif,", jxl: ".jxl," };
+  $("file").accept = formats.map((format) => `${endings[format] ?? ""}image/${format}`).join();
 }
 
 function showModels() {
