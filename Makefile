@@ -65,7 +65,8 @@ bench: setup
 
 results: setup
 	$(BIN)/python -m benchmarks.results $(BENCHMARKS) $(if $(PEERS),--peers $(PEERS)) \
-		$(if $(FEATURES),--features $(FEATURES)) $(if $(DEBLUR),--deblur $(DEBLUR)) -o benchmarks/RESULTS.md
+		$(if $(FEATURES),--features $(FEATURES)) $(if $(DEBLUR),--deblur $(DEBLUR)) $(if $(KEPT),--json $(KEPT)) \
+		-o benchmarks/RESULTS.md
 
 clean:
 	rm -rf $(VENV) demo

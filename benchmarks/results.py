@@ -1,13 +1,16 @@
 """The tables of RESULTS.md: bicubic, the models that come with ray-sr, and public peers, on the same pixels.
 
     python -m benchmarks.results BENCHMARKS [--peers FILE.py] [--features VGG19] [--deblur FOLDER] [-o FILE.md]
-                                            [--json FILE]
+                                            [--json FILE.json]
 
 BENCHMARKS holds folders of photographs, SET/HR. FILE.py has the peers' networks: a dict PEERS with the key
 (NAME, SCALE), and load(NAME, SCALE). FOLDER holds pairs, sharp/NAME.png and blurred/NAME_*.png. A row of the sets
 without degradation is what `ray-sr evaluate MODEL --hr BENCHMARKS/SET/HR` prints.
 Speed is that of `ray_sr.upscaling.Engine` with its defaults, of one 320x240 picture, all models by turns; beside
 it the processor time on one thread, which other work on the machine changes less.
+
+It takes hours. FILE.json has each row as soon as it is measured, and what is in it already, of the same weights and
+feature network, is not measured again: a run that was broken off, or that has one model more to measure, goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from ray_sr.evaluation import evaluate
 from ray_sr.evaluation.table import COLUMNS, Figures
 from ray_sr.models import count_parameters
 from ray_sr.perceptual.vgg import FeatureMaps, distance_network
+from ray_sr.storage.local import atomic_write
 from ray_sr.store import Model, Store, load_model
 from ray_sr.store.store import SHIPPED
 from ray_sr.upscaling import Engine
@@ -57,6 +61,14 @@ class Contender:
     @property
     def parameters(self) -> int:
         return count_parameters(self.model.module)["trainable"]
+
+    @cached_property
+    def weights(self) -> str:
+        """What tells these weights from others of the same name."""
+        digest = hashlib.sha256()
+        for name, value in self.model.module.state_dict().items():
+            digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def contenders(scale: int, peers: Path | None) -> list[Contender]:
@@ -112,38 +124,63 @@ class RememberedFeatures:
         return self._maps[key]
 
 
-@dataclass(frozen=True)
 class Measurement:
-    """Rows of all tables, and the protocols that they were measured by."""
+    """Rows of all tables; kept in a file as they come, where one is given."""
 
-    rows: list[dict[str, Any]]
-    protocols: dict[str, None]
+    def __init__(self, features: FeatureMaps | None, told: str | None = None, kept: Path | None = None) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._features, self._told, self._kept = features, told, kept
+        before = json.loads(kept.read_text()) if kept and kept.exists() else []
+        self._before = {self._key(row): row for row in before}
 
-    def add(self, photos: PhotoSet, one: Contender, speed: Speed, features: FeatureMaps | None) -> None:
+    @property
+    def protocols(self) -> list[str]:
+        return list(dict.fromkeys(row["protocol"] for row in self.rows))
+
+    def add(self, photos: PhotoSet, one: Contender, speed: Speed) -> None:
+        """The row of this model, and before the first of a set at x1 that of the photos as they are."""
+        asked = {"set": photos.title, "model": one.name, "weights": one.weights, "features": self._told}
+        if row := self._before.get(self._key(asked)):
+            first = {**asked, "model": "input", "weights": None}
+            self._take(self._before.get(self._key(first)))
+            self._take({**row, **asdict(speed)})
+            return
         print(f"{photos.title}: {one.name}", file=sys.stderr, flush=True)
-        found = evaluate(one.model, photos.hr, photos.lr, features=features)
+        found = evaluate(one.model, photos.hr, photos.lr, features=self._features)
         for photo in found.left_out:
             raise SystemExit(f"error: {photos.title}: {photo.name}: {photo.reason}")
-        self.protocols[found.protocol] = None
-        if photos.scale == 1 and not any(row["set"] == photos.title for row in self.rows):
-            self._add(photos, found.bicubic, model=found.baseline_name, peer=False, parameters=0)
-        facts = {"model": one.name, "peer": one.of_peers, "parameters": one.parameters}
-        self._add(photos, found.mean, **facts, **asdict(speed))
+        common = {"set": photos.title, "scale": photos.scale, "protocol": found.protocol, "features": self._told}
+        if photos.scale == 1:
+            facts = {"model": found.baseline_name, "weights": None, "peer": False, "parameters": 0}
+            self._take({**common, **facts, **_rounded(found.bicubic)})
+        facts = {"model": one.name, "weights": one.weights, "peer": one.of_peers, "parameters": one.parameters}
+        self._take({**common, **facts, **asdict(speed), **_rounded(found.mean)})
 
-    def _add(self, photos: PhotoSet, mean: Figures, **facts: Any) -> None:
-        figures = {name: round(mean[name], 5) for name in FIGURES if name in mean}
-        self.rows.append({"set": photos.title, "scale": photos.scale, **facts, **figures})
+    def _take(self, row: dict[str, Any] | None) -> None:
+        if row is None or any(self._key(row) == self._key(other) for other in self.rows):
+            return
+        self.rows.append(row)
+        if self._kept:
+            measured = {(each["set"], each["model"]) for each in self.rows}
+            others = [each for each in self._before.values() if (each["set"], each["model"]) not in measured]
+            atomic_write(self._kept, json.dumps([*self.rows, *others], indent=1).encode())
+
+    @staticmethod
+    def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in ("set", "model", "weights", "features"))
 
 
-def measure(sets: Sequence[PhotoSet], peers: Path | None, features: FeatureMaps | None) -> Measurement:
+def _rounded(mean: Figures) -> dict[str, float]:
+    return {name: round(mean[name], 5) for name in FIGURES if name in mean}
+
+
+def measure(sets: Sequence[PhotoSet], peers: Path | None, found: Measurement) -> None:
     """All models on all sets of their scale."""
-    found = Measurement([], {})
     models = {photos.scale: contenders(photos.scale, peers) for photos in sets}
     speeds = {scale: rates(ones) for scale, ones in models.items() if ones}  # first, while the machine is at rest
     for photos in sets:
         for one in models[photos.scale]:
-            found.add(photos, one, speeds[photos.scale][one.name], features)
-    return found
+            found.add(photos, one, speeds[photos.scale][one.name])
 
 
 def tables(found: Measurement, machine: str) -> str:
@@ -198,13 +235,12 @@ def main() -> None:
         ]
         if contenders(1, arguments.peers):
             sets += shaken_sets(arguments.benchmarks, arguments.deblur, Path(folder))
-        found = measure(sets, arguments.peers, features)
+        found = Measurement(features, arguments.features and Path(arguments.features).name, arguments.json)
+        measure(sets, arguments.peers, found)
     text = tables(found, describe_machine(torch.device("cpu")))
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found.rows, indent=1))
 
 
 if __name__ == "__main__":

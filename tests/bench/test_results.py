@@ -31,7 +31,9 @@ def load(name, scale):
 
 
 @pytest.mark.slow
-def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_what_evaluation_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(model_store, "SHIPPED", tmp_path / "shipped")
     monkeypatch.setattr(results, "SHIPPED", tmp_path / "shipped")
     Store(tmp_path / "shipped").publish("light", generator(1), NETWORK)
@@ -69,6 +71,14 @@ def test_rows_are_what_evaluation_gives(tmp_path: Path, monkeypatch: pytest.Monk
             [psnr(luma(_moved(np.asarray(sharp), by)), luma(np.asarray(sharp))) for by in (1, 2)]
         )
     assert found["real, real camera shake", "input"]["psnr_y"] == pytest.approx(expected_psnr, abs=1e-4)
+    capsys.readouterr()
+    Store(tmp_path / "shipped").publish("light", generator(2), NETWORK)
+    results.main()
+    assert capsys.readouterr().err.splitlines() == ["Two x2: light"], "the rest was kept"
+    again = {(row["set"], row["model"]): row for row in json.loads(rows.read_text())}
+    assert list(again) == list(found)
+    same = [key for key, row in again.items() if row["psnr_y"] == found[key]["psnr_y"]]
+    assert same == [key for key in found if key != ("Two x2", "light")]
 
 
 def test_maps_of_a_picture_are_computed_once_and_the_longest_unused_is_forgotten(
