@@ -58,13 +58,18 @@ def _is_for_clean_photos(card: dict[str, Any]) -> bool:
 
 
 def _cleaning_model(store: str | None, scale: int) -> str | None:
-    """Name of the model in the store, or that comes with ray-sr, that was trained on what JPEG leaves."""
+    """Name of the model in the store, or that comes with ray-sr, that was trained on what JPEG leaves.
+
+    One of a larger scale does too: its results are made smaller.
+    """
     from ray_sr.store import Store
     from ray_sr.store.store import SHIPPED
 
-    records = [record for place in (Store(store), Store(SHIPPED)) for record in place.list()]
-    for kind in _CLEANING:
-        for record in records:
-            if record.network.scale == scale and kind in _steps({"recipe": record.recipe}):
-                return record.name
-    return None
+    found = [
+        (record.network.scale, kind, place, record.name)
+        for place, records in enumerate((Store(store).list(), Store(SHIPPED).list()))
+        for record in records
+        for kind, step in enumerate(_CLEANING)
+        if record.network.scale >= scale and step in _steps({"recipe": record.recipe})
+    ]
+    return min(found)[-1] if found else None

@@ -48,9 +48,7 @@ _SIDE = click.IntRange(1)
 )
 @click.option("-t", "--tile", type=click.IntRange(16), help="Tile side in pixels (default: what fits in memory).")
 @click.option("--denoise", type=FiniteRange(0, 1), help="Weight of the cleaning model that is blended in.")
-@click.option(
-    "--denoise-model", metavar="MODEL", help="The cleaning model (default: the one that comes with ray-sr)."
-)
+@click.option("--denoise-model", metavar="MODEL", help="The cleaning model (default: the one of the same network).")
 @click.option("--tta", is_flag=True, help="Test-time augmentation: mean of 8 orientations, at 8 times the cost.")
 @click.option("--consistency", is_flag=True, help="Correct results so that, downscaled, they give the photo again.")
 @click.option(
@@ -233,10 +231,18 @@ def _watch(request: _Request, loaded: Model, engine_options: dict[str, Any]) -> 
 
 
 def _denoising(loaded: Model, share: float, name: str | None, store: str | None) -> Model:
-    from ray_sr.store import load_model
-    from ray_sr.store.blending import CLEANING_MODEL, blended
+    from ray_sr.errors import ModelError
+    from ray_sr.recipes.purpose import told_by
+    from ray_sr.store import Store, load_model
+    from ray_sr.store.blending import blended, cleaning_partner
 
-    return blended(loaded, load_model(name or CLEANING_MODEL, store), share)
+    if name is None:
+        purpose = told_by(loaded.card.get("recipe"), loaded.capability.scale)["purpose"]
+        name = cleaning_partner(loaded.network, purpose, Store(store))
+        if name is None:
+            why = "cleans by itself" if purpose == "unknown" else "has a network that no cleaning model has"
+            raise ModelError(f"--denoise: {loaded.name} {why}; --denoise-model names one")
+    return blended(loaded, load_model(name, store), share)
 
 
 def _here(request: _Request, loaded: Model, engine_options: dict[str, Any], advice: ModelAdvice | None) -> Summary:

@@ -18,7 +18,7 @@ from ray_sr.serving.problems import Problem
 from ray_sr.serving.router import Catalogue, ChosenRouter, Router, not_served
 from ray_sr.serving.schemas import ModelInfo, ServedModel
 from ray_sr.store import BUILT_IN, ModelRecord, Store
-from ray_sr.store.blending import CLEANING_MODEL, is_cleaned_by
+from ray_sr.store.blending import CLEANING_MODELS, fitting
 from ray_sr.store.store import SHIPPED
 
 _BICUBIC_SCALE = 4
@@ -35,14 +35,15 @@ def catalogue_of(options: ServiceOptions, generators: Sequence[DeploymentHandle[
     return AllModels(routers, options) if options.all_models else Catalogue(routers)
 
 
-def info_of(record: ModelRecord, cleaning: ModelRecord | None) -> ModelInfo:
-    """What the service tells of a published model; `cleaning` is the model that `denoise` blends in."""
+def info_of(record: ModelRecord, cleaning: Sequence[ModelRecord]) -> ModelInfo:
+    """What the service tells of a published model; `cleaning` are those that `denoise` blends in."""
+    told = told_by(record.recipe, record.network.scale)
     return ModelInfo(
         name=record.name,
         version=record.version,
         scale=record.network.scale,
-        **told_by(record.recipe, record.network.scale),
-        denoise=cleaning is not None and is_cleaned_by(cleaning, record.name, record.network),
+        **told,
+        denoise=fitting(cleaning, record.network, told["purpose"]) is not None,
     )
 
 
@@ -98,7 +99,8 @@ def _at_hand(default: str, store: Store) -> tuple[dict[str, ServedModel], dict[s
     shipped = Store(SHIPPED)
     records = [*store.list(), *shipped.list()]
     channels = {**shipped.channels(), **store.channels()}
-    cleaning = next((record for record in records if record.name == CLEANING_MODEL), None)
+    newest = {record.name: record for record in reversed(records)}
+    cleaning = [newest[name] for name in CLEANING_MODELS if name in newest]
     known = {record.ref: info_of(record, cleaning) for record in reversed(records)}
     bicubic = ModelInfo(
         name=BUILT_IN,

@@ -23,7 +23,7 @@ from ray.serve.metrics import Gauge, Histogram
 from ray_sr.errors import ModelError, RaySRError
 from ray_sr.images import Photo
 from ray_sr.models.weights import is_weights_file
-from ray_sr.recipes.purpose import BUILT_IN_TOLD, told_by
+from ray_sr.recipes.purpose import BUILT_IN_TOLD, Told, told_by
 from ray_sr.serving.model_cache import ModelCache, weight_bytes
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.permits import Permission
@@ -31,7 +31,7 @@ from ray_sr.serving.problems import Problem
 from ray_sr.serving.schemas import JOB_OWNER, Abandoned, ModelChoice, ModelInfo, Permit, ScaleChanged, Upscaled
 from ray_sr.serving.tile_batching import Batches
 from ray_sr.store import BUILT_IN, Model, Store, load_model
-from ray_sr.store.blending import CLEANING_MODEL, blended, cleaning_partner
+from ray_sr.store.blending import blended, cleaning_partner
 from ray_sr.upscaling import Engine, upscale_photo
 from ray_sr.upscaling.accelerator import limit_memory, set_float32_products
 
@@ -49,6 +49,10 @@ class _Held:
     info: ModelInfo
     engine: Engine
     bytes: int  # of its weights
+
+
+def _card_told(model: Model) -> Told:
+    return BUILT_IN_TOLD if model.name == BUILT_IN else told_by(model.card.get("recipe"), model.capability.scale)
 
 
 def _device(options: ServiceOptions) -> str:
@@ -100,9 +104,9 @@ class GeneratorReplica:
         try:
             model = self._by_tag(str(choice.tag))
             if choice.denoise is not None:
-                partner = cleaning_partner(model.name, model.network, self._store)
+                partner = cleaning_partner(model.network, _card_told(model)["purpose"], self._store)
                 if partner is None:
-                    raise Problem("invalid-parameter", f"denoise: {CLEANING_MODEL} does not fit {model.name}")
+                    raise Problem("invalid-parameter", f"denoise: no cleaning model fits {model.name}")
                 model = blended(model, self._store.load(partner), choice.denoise)
         except ModelError as error:
             logger.warning("%s", error)
@@ -217,13 +221,13 @@ class GeneratorReplica:
     # ---------------------------------------------------------------------------- following the store
 
     def _load(self, model: Model) -> _Held:
-        options, scale = self._options, model.capability.scale
+        options, scale, told = self._options, model.capability.scale, _card_told(model)
         info = ModelInfo(
             name=model.name,
             version=model.version,
             scale=scale,
-            **(BUILT_IN_TOLD if model.name == BUILT_IN else told_by(model.card.get("recipe"), scale)),
-            denoise=cleaning_partner(model.name, model.network, self._store) is not None,
+            **told,
+            denoise=cleaning_partner(model.network, told["purpose"], self._store) is not None,
         )
         engine = Engine(
             model.module,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+
 import torch
 
 from ray_sr.errors import ModelError
 from ray_sr.models.weights import generator_from_state
 from ray_sr.recipes.networks import NetworkSpec
+from ray_sr.recipes.purpose import Purpose
 from ray_sr.store.store import Model, ModelRecord, Store
 
-CLEANING_MODEL = "light-jpeg-x4"  # what `denoise` blends in
+# What `denoise` blends in: the first of the model's network.
+CLEANING_MODELS = ("real-x4-smooth", "light-jpeg-x4")
 
 
 def blended(model: Model, other: Model, share: float) -> Model:
@@ -38,15 +43,18 @@ def _named(network: NetworkSpec | None) -> str:
     return f"{network.generator.kind} x{network.scale} ({options})"
 
 
-def cleaning_partner(name: str, network: NetworkSpec | None, store: Store) -> str | None:
-    """NAME@VERSION of the cleaning model, where it can be blended with this one; else None."""
-    try:
-        record = store.show(CLEANING_MODEL)
-    except ModelError:
+def cleaning_partner(network: NetworkSpec | None, purpose: Purpose, store: Store) -> str | None:
+    """NAME@VERSION of the cleaning model that a model of this network and purpose is blended with; else None."""
+    found = []
+    for name in CLEANING_MODELS:
+        with suppress(ModelError):
+            found.append(store.show(name))
+    partner = fitting(found, network, purpose)
+    return None if partner is None else partner.ref
+
+
+def fitting(cleaning: Iterable[ModelRecord], network: NetworkSpec | None, purpose: Purpose) -> ModelRecord | None:
+    """The first of the cleaning models of this network; None for a model that was made for damaged photos."""
+    if purpose == "unknown":
         return None
-    return record.ref if is_cleaned_by(record, name, network) else None
-
-
-def is_cleaned_by(cleaning: ModelRecord, name: str, network: NetworkSpec | None) -> bool:
-    """Whether the cleaning model can be blended with the model of this name and network."""
-    return cleaning.network == network and cleaning.name != name
+    return next((record for record in cleaning if record.network == network), None)

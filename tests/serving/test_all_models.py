@@ -165,8 +165,10 @@ def test_denoise_is_what_the_command_line_blends(everything: All, small_png: byt
     assert not is_made_by(load_model("best", everything.store), answer, small_png), "it is not the model alone"
     assert answer.headers["raysr-model"] == f"{model.name}@{model.version}"
     assert load_ms(everything.post(small_png, "?denoise=0.4")) == 0
-    refused = everything.post(small_png, "?denoise=0.4&model=clean")
-    assert (refused.status_code, refused.json()["errors"][0]["parameter"]) == (422, "denoise")
+    for other, why in (("clean", "has no cleaning model"), ("light-jpeg-x4", "cleans by itself")):
+        refused = everything.post(small_png, f"?denoise=0.4&model={other}")
+        assert (refused.status_code, refused.json()["errors"][0]["parameter"]) == (422, "denoise")
+        assert why in refused.json()["detail"]
     assert everything.post(small_png, "?denoise=1.5").status_code == 422
     assert everything.models()[0]["version"] == load_model("best", everything.store).version
 
