@@ -89,6 +89,7 @@ def hosts_of(hosts: Hosts, actor: str) -> list[Host]:
     return [host for host in hosts.hosts if host.address in found]
 
 
+@pytest.mark.nightly  # five minutes; what it puts together, the other tests of clusters and nodes show by day
 def test_prepare_train_publish_and_serve_on_several_hosts(hosts: Hosts) -> None:
     shards, store = str(hosts.shared / "shards"), str(hosts.shared / "store")
     cutting = ("--sub-image", "64", "--step", "64", "--minimum", "64")

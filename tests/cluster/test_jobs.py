@@ -86,6 +86,7 @@ def ray_job(head: Head, folder: Path, script: str, *arguments: str) -> tuple[int
     return code, out + err
 
 
+@pytest.mark.nightly
 def test_every_script_runs_as_a_job(head: Head, clean: Path, photos: Path, shards: str, tmp_path: Path) -> None:
     run, store, large, sweep = (str(tmp_path / name) for name in ("run", "store", "large", "sweep"))
     steps = [

@@ -16,8 +16,7 @@ from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import Running, flat_png, picture
 from tests.serving.page_browser import Visit
 
-PHOTOS = 100
-BROKEN = 41
+BROKEN = 11
 
 
 @pytest.fixture
@@ -42,17 +41,18 @@ def zip_of(page: Visit) -> zipfile.ZipFile:
     return zipfile.ZipFile(io.BytesIO(Path(download.value.path()).read_bytes()))
 
 
-def test_hundred_photos_of_which_one_is_broken(page: Visit, engine: Engine) -> None:
-    photos = {f"photo {number}.png": picture(8, 8 + number % 9) for number in range(PHOTOS)}
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.nightly)])
+def test_many_photos_of_which_one_is_broken(page: Visit, engine: Engine, count: int) -> None:
+    photos = {f"photo {number}.png": picture(8, 8 + number % 9) for number in range(count)}
     files = {name: encode(photo, "png") for name, photo in photos.items()}
     broken = f"photo {BROKEN}.png"
     files[broken] = files[broken][:60]
     pick(page, files)
-    page.sees("#start", f"Upscale {PHOTOS} photos")
+    page.sees("#start", f"Upscale {count} photos")
     assert page.violations() == ""
     page.tab.click("text=2×")
     page.tab.click("#start")
-    page.sees("#all-state", f"{PHOTOS - 1} of {PHOTOS} done · 1 failed", seconds=200)
+    page.sees("#all-state", f"{count - 1} of {count} done · 1 failed", seconds=200)
     page.sees("[data-state=failed]", broken)
     with zip_of(page) as archive:
         assert archive.testzip() is None

@@ -51,7 +51,7 @@ def assert_stopped_well(run: Run, ended: float) -> None:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.nightly)])
 def test_checkpoints_of_every_step_neither_pile_up_nor_delay_the_stop(
     shards: str, tmp_path: Path, times: int
 ) -> None:
