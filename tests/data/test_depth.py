@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -14,12 +15,13 @@ from pyarrow import fs as pafs
 from pydantic import ValidationError
 from skimage.metrics import peak_signal_noise_ratio
 
+from ray_sr.data.batches import local_batches, ray_data_batches
 from ray_sr.data.checking import damaged_shards, describe, sub_image_sheet
 from ray_sr.data.crops import CropPlan, SubImage, Visit, make_crops
 from ray_sr.data.encoding import decode_pixels, encode_pixels
 from ray_sr.data.manifest import Cutting, Encoding, Manifest, read_manifest, write_manifest
-from ray_sr.data.pixels import StoredPixels, read_index
-from ray_sr.data.shards import Group, write_shard
+from ray_sr.data.pixels import StoredPixels, open_pixels, read_index
+from ray_sr.data.shards import Group, prepare, write_shard
 from ray_sr.data.sources import find_photos
 from ray_sr.data.stream import BatchStream
 from ray_sr.data.sub_images import probe, read_and_cut
@@ -29,6 +31,8 @@ from ray_sr.images.resample import downscale_array, upscale_array
 from ray_sr.models import build_generator
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.training.compute import Compute
+from ray_sr.training.launch import train
+from ray_sr.training.runs import Run
 from ray_sr.training.validation import Validator
 from tests.photos import noise, real_photos
 from tests.test_cli import run
@@ -231,6 +235,24 @@ def test_validation_measures_8_bits_of_what_16_bits_give(shards: str) -> None:
     )
 
 
+def test_a_run_on_ray(photos: dict[str, np.ndarray], shards: str, ray_local: None, tmp_path: Path) -> None:
+    """Prepared by tasks, cut in every place to the same rows, trained on and validated."""
+    output = str(tmp_path / "shards")
+    made = prepare(find_photos([str(photos[""])]), output, cutting=CUTTING, hold_out=["held.png"])
+    assert made.manifest.rows("train") == read_manifest(shards).rows("train")
+    index = read_index(output, "train", 32)
+    plan = CropPlan.of(RECIPE)
+    here = list(local_batches(BatchStream(index, open_pixels(index, "memory"), plan, 2, "worker"), range(3)))
+    tasks = BatchStream(index, open_pixels(index, "stream"), plan, 2, "tasks")
+    for one, other in zip(here, ray_data_batches(tasks, range(3)), strict=True):
+        assert one.lr.dtype == one.hr.dtype == torch.uint16
+        assert torch.equal(one.lr.int(), other.lr.int())
+        assert torch.equal(one.hr.int(), other.hr.int())
+    trained = train(RECIPE, Run.at(tmp_path / "run"), shards=output)
+    assert trained.metrics["bicubic_psnr_y"] == pytest.approx(validator(output).bicubic[0][0])
+    assert np.isfinite(trained.metrics["psnr_y"])
+
+
 def test_copies_of_held_out_photos_are_known_in_either_depth(tmp_path: Path) -> None:
     image = real_photos()["chelsea"][:80, :80]
     Image.fromarray(image).save(tmp_path / "a.png")
@@ -255,10 +277,18 @@ def test_of_8_bits_nothing_is_written_otherwise_than_before() -> None:
         Cutting(depth=16, encoding="webp")
 
 
-def test_the_command_refuses_webp_of_16_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Image.fromarray(noise(70, 70)).save(tmp_path / "a.png")
-    options = ("data", "prepare", str(tmp_path), "-o", str(tmp_path / "shards"))
+def test_the_command_refuses_webp_and_says_where_16_bits_are_in_vain(
+    tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        Image.fromarray(noise(70, 70, number)).save(tmp_path / f"{number}.png")
+    options = ("data", "prepare", f"{tmp_path}/*.png", "-o", str(tmp_path / "shards"), "--minimum", "64")
     code, _, err = run(*options, "--depth", "16", "--encoding", "webp", capsys=capsys)
     assert code == 2
-    assert "encoding webp has 8 bits: take png or raw for depth 16" in err
+    assert "encoding webp has 8 bits" in err
     assert not (tmp_path / "shards").exists()
+    code, out, err = run(*options, "--depth", "16", "--encoding", "png", "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["sub_images"] == 1
+    assert "no photo has more than 8 bits" in err
+    assert read_manifest(str(tmp_path / "shards")).cutting.depth == 16

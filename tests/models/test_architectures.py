@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
 from ray_sr.errors import ModelError, RecipeError
-from ray_sr.images import Photo, read_photo, write_photo
+from ray_sr.images import Photo, decode, encode, read_photo, write_photo
 from ray_sr.models import build_generator
 from ray_sr.models.spandrel_network import SpandrelGenerator
 from ray_sr.models.weights import load_generator, save_weights
@@ -19,6 +20,8 @@ from ray_sr.recipes import architectures
 from ray_sr.recipes.networks import NetworkSpec, SpandrelSpec
 from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.serving.options import ServiceOptions
+from ray_sr.serving.run import running_service
 from ray_sr.store import Store, load_model
 from ray_sr.training.compute import Compute
 from ray_sr.training.state import TrainState
@@ -177,6 +180,30 @@ def test_a_published_one_upscales_by_tiles_as_a_whole(
     np.testing.assert_array_equal(whole, expected)
     assert least < min(photo.shape[:2])
     assert np.abs(tiled - whole).max() <= (0 if capability.whole_image_norm else 1)
+
+
+@pytest.mark.ray
+def test_the_endpoint_answers_with_each_of_them(ray_local: None, tmp_path: Path) -> None:
+    """With fresh weights, so that nothing has to be trained for it."""
+    store, networks = Store(tmp_path), {name: small(name) for name in SMALL}
+    torch.manual_seed(5)
+    for name, network in networks.items():
+        store.publish(name, build_generator(network), network)
+    options = ServiceOptions(
+        model="SPAN", all_models=True, store=store.root, device="cpu", precision="float32", cpus=0.5,
+        codec_processes=1, jobs=str(tmp_path / "jobs"),
+    )  # fmt: skip
+    photo = Photo(real_photos()["coffee"][100:148, 200:256])
+    with running_service(options) as url:
+        for name in SMALL:
+            answer = httpx.post(f"{url}/v1/upscale?model={name}", content=encode(photo, "png"), timeout=120)
+            assert answer.status_code == 200, (name, answer.text)
+            assert answer.headers["raysr-model"].startswith(f"{name}@")
+            model = load_model(name, store)
+            expected = Engine(model.module, model.capability, device="cpu").run(photo.pixels, np.uint8)
+            found = decode(answer.content).pixels
+            assert found.shape == expected.shape
+            assert np.abs(found.astype(int) - expected).max() <= 1, name
 
 
 def test_a_published_one_loads_without_code_and_only_with_spandrel(

@@ -185,7 +185,7 @@ def test_options_that_do_not_fit_are_refused(engine: Engine, tmp_path: Path) -> 
 
 def test_names_that_no_filesystem_takes_are_failures_with_a_reason(engine: Engine, tmp_path: Path) -> None:
     photo, long = _save(tmp_path / "a.png"), "x" * 300
-    assert _run(engine, [tmp_path / long], None).files[0].reason == "no such file or folder"
+    assert _run(engine, [tmp_path / long], None).files[0].reason == "File name too long"
     for output, suffix in [(long, ""), (f"{long}.png", ""), ("out", long)]:
         summary = _run(engine, [photo], tmp_path / output, suffix=suffix)
         assert "too long" in summary.files[0].reason
