@@ -9,8 +9,8 @@ import numpy as np
 from ray_sr.data.pairs import LeftOut, read_pixels
 from ray_sr.data.sources import find_photos
 from ray_sr.errors import InputError, RecipeError
-from ray_sr.evaluation.evaluate import Drawing, OnImage, as_batch, as_rgb, checked_scale, predict
-from ray_sr.evaluation.pictures import Panel
+from ray_sr.evaluation.evaluate import OnImage, as_batch, as_rgb, checked_scale, predict
+from ray_sr.evaluation.pictures import Drawing, Panel
 from ray_sr.evaluation.table import COLUMNS, Evaluation, Figures, ImageResult, first_of
 from ray_sr.images.resample import upscale_array
 from ray_sr.metrics import sharpness

@@ -140,7 +140,7 @@ class Evaluation:
         return [[column.label, self.baseline_name], *cells]
 
     def _sharpness(self) -> str:
-        """The line of system E's table: mean sharpness before and after; where there is HR, its share of HR's."""
+        """Mean sharpness before and after; where there is HR, its share of HR's."""
         both = (self.baseline_name, self.bicubic), ("model", self.mean)
         if "sharpness_hr" not in self.mean:
             alone = [f"{name} {figures['sharpness']:.1f}" for name, figures in both]

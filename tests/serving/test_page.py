@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import pillow_heif
 import pytest
+from PIL import Image
 from ray import serve
 
 from ray_sr.images import Photo, decode, encode
@@ -179,6 +182,32 @@ def test_result_that_browsers_cannot_show_can_be_downloaded(visit: Visitor, smal
     page.sees("#warnings", "This browser cannot show the result")
     assert not page.tab.locator("#after").is_visible()
     page.sees("#file-name", "cat_x4.tif")
+    assert decode(downloaded(page)).width == 128
+
+
+def heic() -> bytes:
+    stream = BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(picture(24, 32).pixels)).save(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown"), [("avif", True), ("avif named mif1", True), ("jxl", False), ("heif", False)]
+)
+def test_photos_of_telephones_are_taken_also_where_browsers_do_not_show_them(
+    visit: Visitor, kind: str, shown: bool
+) -> None:
+    data = heic() if kind == "heif" else encode(picture(24, 32), kind.split()[0])
+    if kind.endswith("mif1"):
+        data = data[:8] + b"mif1" + data[12:]
+    page = visit()
+    page.pick(data, "photo")
+    page.tab.select_option("#format", "avif")
+    page.tab.click("#go")
+    page.sees("#file-name", "photo_x4.avif")
+    assert page.tab.locator("#after").is_visible() == shown, "both, else the result alone"
+    width = page.tab.eval_on_selector("#after" if shown else "#before", "image => image.naturalWidth")
+    assert width == 128
     assert decode(downloaded(page)).width == 128
 
 

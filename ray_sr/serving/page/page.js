@@ -53,13 +53,13 @@ const SIGNATURES = [
   ["webp", /^RIFF[^]{4}WEBP/],
   ["tiff", /^(II\*\0|MM\0\*)/],
   ["GIF", /^GIF8/],
-  ["avif", /^[^]{4}ftypavi/],
+  ["avif", /^[^]{4}ftyp[^]*avi[fs]/], // also where it names the common format first
   ["heif", /^[^]{4}ftyp(hei|hev|mif|msf)/],
   ["jxl", /^(\xff\x0a|\0\0\0\x0cJXL )/],
 ];
 
 async function kindOf(file) {
-  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 16).arrayBuffer()));
+  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 64).arrayBuffer()));
   return SIGNATURES.find(([, pattern]) => pattern.test(start))?.[0];
 }
 
