@@ -19,7 +19,7 @@ export SETUP_PROGRESS
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    the whole product once, small: about 5 minutes on 2 cores, then a report"
+	@echo "make demo    the whole product once, small: 5 to 10 minutes on 2 cores, then a report"
 	@echo "make test    lint, types and tests, on a real Ray; test-fast: those without Ray; test-gpu: on a GPU; test-nightly: the longest"
 	@echo "make bench   training step and upscaling against plain loops"
 	@echo "make results BENCHMARKS=FOLDER   benchmarks/RESULTS.md; PEERS=FILE.py FEATURES=VGG19 DEBLUR=FOLDER add to it"
