@@ -103,7 +103,7 @@ def test_policy_keeps_out_what_is_not_ours(visit: Visitor) -> None:
 
 def test_limits_and_models_are_told_before_anything_is_sent(visit: Visitor) -> None:
     page = visit()
-    page.sees("#limits", "PNG, JPEG or WebP · at most 293 KiB and")
+    page.sees("#limits", "PNG, JPEG, WebP, AVIF, HEIC or JPEG XL · at most 293 KiB and")
     assert ("POST", "/v1/jobs") not in page.sent
     page.pick(encode(picture(24, 32), "png"))
     page.sees("#model", "portrait – up to 4×")
@@ -315,7 +315,6 @@ def refusals() -> dict[str, tuple[bytes, str, str]]:
     """Files that the page itself refuses: bytes, the title it gives and a part of what it says."""
     return {
         "gif": (b"GIF89a" + bytes(20), "cannot be upscaled", "This is a GIF file. Save the photo as PNG"),
-        "heic": (b"\0\0\0\x18ftypheic" + bytes(20), "cannot be upscaled", "This is a HEIC file."),
         "text": (b"not a picture", "cannot be upscaled", "Save the photo as"),
         "too many bytes": (
             flat_png(8, 8) + bytes(LIMITS.body_bytes), "The file is too large", "at most 293 KiB are accepted",

@@ -13,7 +13,7 @@ from ray_sr.recipes.reader import parse_recipe
 from ray_sr.recipes.recipe import Recipe
 from ray_sr.serving.options import ServiceOptions
 from ray_sr.serving.service import codec_processes
-from ray_sr.training import launch
+from ray_sr.training import launch, room
 from ray_sr.training.compute import Compute
 from ray_sr.training.worker import Worker
 from ray_sr.tuning import budget
@@ -27,11 +27,11 @@ def recipe(*training: str) -> Recipe:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (launch, budget):
+    for module in (launch, room, budget):
         monkeypatch.setattr(module, "capacity", lambda: {"CPU": 64.0, "GPU": 2.0})
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_local", "cluster")
 def test_too_few_gpus_are_no_reason_to_train_on_cpus_in_silence() -> None:
     with pytest.raises(ResourceError) as caught:
         launch._scaling(recipe("workers=4"))
@@ -39,7 +39,7 @@ def test_too_few_gpus_are_no_reason_to_train_on_cpus_in_silence() -> None:
     assert "lower training.workers, or train on CPUs with training.device=cpu" in str(caught.value)
 
 
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("ray_local", "cluster")
 @pytest.mark.parametrize(
     ("training", "gpus"),
     [
@@ -56,8 +56,10 @@ def test_workers_get_gpus_where_there_are_enough(training: list[str], gpus: floa
     assert scaling.resources_per_worker.get("GPU") == gpus
 
 
+@pytest.mark.usefixtures("ray_local")
 def test_a_cluster_without_gpus_trains_on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "capacity", lambda: {"CPU": 64.0})
+    for module in (launch, room):
+        monkeypatch.setattr(module, "capacity", lambda: {"CPU": 64.0})
     assert not launch._scaling(recipe("workers=4")).use_gpu
     with pytest.raises(ResourceError, match="need a GPU each, the cluster has 0"):
         launch._scaling(recipe("workers=4", "device=gpu"))

@@ -161,7 +161,7 @@ def test_results_of_other_options_are_not_mixed(tmp_path: Path) -> None:
 
 def test_names_that_make_no_archive_are_refused(tmp_path: Path) -> None:
     _save(tmp_path / "a.png")
-    with pytest.raises(RecipeError, match="goes into a folder"):
+    with pytest.raises(RecipeError, match="results go into a folder"):
         _upscale([str(tmp_path)], tmp_path / "out.png")
     with pytest.raises(RecipeError, match="cannot hold /"):
         _upscale([str(tmp_path)], tmp_path / "out", suffix="/../x")
