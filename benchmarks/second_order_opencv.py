@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: what its products' idle threads spin is no work
 
 import numpy as np
 

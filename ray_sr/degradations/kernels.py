@@ -43,8 +43,7 @@ def random_kernel(
     `compact`: Gaussians are cut off where they weigh nothing, and round ones come as a row, whose product with
     itself is the kernel: they are applied in a fraction of the time.
     """
-    shares = np.cumsum(list(kinds.values()))
-    kind = list(kinds)[int(np.searchsorted(shares / shares[-1], rng.random(), side="right"))]
+    kind = _drawn(kinds, rng)
     size = random_size(sizes, rng)
     if kind == "sinc":
         return sinc(size, rng.uniform(math.pi / 3 if size < 13 else math.pi / 5, math.pi))
@@ -61,6 +60,15 @@ def random_kernel(
         return gaussian(size, widths, angle)
     size = min(size, _seen(max(widths)))
     return gaussian_row(size, widths[0]) if symmetry == "isotropic" else gaussian(size, widths, angle)
+
+
+def _drawn(kinds: Mapping[BlurKernel, float], rng: np.random.Generator) -> BlurKernel:
+    left = rng.random() * sum(kinds.values())
+    for kind, share in kinds.items():
+        left -= share
+        if left < 0:
+            return kind
+    return max(kinds, key=lambda kind: kinds[kind])  # rounding: one draw of 10¹⁶
 
 
 def _seen(sigma: float) -> int:

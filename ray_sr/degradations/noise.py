@@ -32,7 +32,7 @@ def add_noise(image: Pixels, spec: NoiseSpec, rng: np.random.Generator) -> Pixel
 
 def gaussian_noise(image: Pixels, sigma: float, gray: bool, rng: np.random.Generator) -> Pixels:
     """Noise of standard deviation `sigma` / 255, H×W×3: gray, the same in all channels."""
-    noise = rng.standard_normal(image.shape[:2] if gray else image.shape, dtype=np.float32)
+    noise = normal_numbers(image.shape[:2] if gray else image.shape, rng)
     noise *= np.float32(sigma / 255)
     return _in_colour(noise)
 
@@ -63,7 +63,7 @@ def poisson_deviations(means: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 def _expansion(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """round(mean + s·z + (1 - z²)·(z / 72s - 1/6)) - mean, where s² = mean - 1/12; in place, pass by pass."""
-    z = rng.standard_normal(means.shape, dtype=np.float32)
+    z = normal_numbers(means.shape, rng)
     sigma = means - np.float32(1 / 12)
     np.sqrt(sigma, out=sigma)
     found = z / sigma
@@ -78,6 +78,18 @@ def _expansion(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     np.maximum(found, 0, out=found)  # one of a million would be below, at FEW photons
     found -= means
     return found
+
+
+def normal_numbers(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Standard normal numbers, float32, by OpenCV's ziggurat: four times as fast as numpy's.
+
+    `rng` draws the seed alone, of all 32 bits, since the first number has its sign from them. OpenCV's generator is
+    of this thread, which no other can disturb between the lines.
+    """
+    numbers = np.empty(shape, np.float32)
+    cv2.setRNGSeed(int(rng.integers(-(2**31), 2**31)))
+    cv2.randn(numbers.reshape(1, -1), 0, 1)
+    return numbers
 
 
 def _in_colour(noise: np.ndarray) -> Pixels:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ray_sr.degradations.kernels import random_kernel, random_size, sinc
+from ray_sr.degradations.noise import normal_numbers
 from ray_sr.recipes.degradations import BlurKernel
 
 KERNELS: dict[BlurKernel, float] = {
@@ -80,7 +81,7 @@ def _noise(image: np.ndarray, sigma: float, scale: float, rng: np.random.Generat
     if gaussian:
         strength = rng.uniform(1.0, sigma) / 255
         shape = image.shape[1:] if gray else (*image.shape[1:], 3)
-        noise = strength * _planes(rng.standard_normal(shape, dtype=np.float32))
+        noise = strength * _planes(normal_numbers(shape, rng))
     else:
         strength = rng.uniform(0.05, scale)
         light = np.tensordot(LUMA, image, 1) if gray else image.transpose(1, 2, 0)
@@ -98,7 +99,7 @@ def _counts(means: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     All cumulants of the distribution are its mean; 1/12 of the variance is what rounding adds.
     """
-    z = rng.standard_normal(means.shape, dtype=np.float32).astype(np.float64)
+    z = normal_numbers(means.shape, rng).astype(np.float64)
     wide = np.maximum(means.astype(np.float64), 12)
     sigma = np.sqrt(wide - 1 / 12)
     skewness, kurtosis = 1 / sigma, 1 / sigma**2

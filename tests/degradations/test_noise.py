@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
-from scipy.stats import norm, poisson
+from scipy.stats import kstest, norm, poisson
 
-from ray_sr.degradations.noise import FEW, PHOTONS, add_noise, gaussian_noise, poisson_deviations, poisson_noise
+from ray_sr.degradations import noise
+from ray_sr.degradations.noise import (
+    FEW,
+    PHOTONS,
+    add_noise,
+    gaussian_noise,
+    normal_numbers,
+    poisson_deviations,
+    poisson_noise,
+)
 from ray_sr.recipes.degradations import NoiseSpec
 
 
@@ -32,6 +43,22 @@ def test_poisson_variance_is_proportional_to_brightness(level: float, gray: bool
 DRAWS = 1 << 20
 
 
+def test_normal_numbers_are_normal_to_their_tails_and_of_their_generator_alone() -> None:
+    drawn = normal_numbers((DRAWS,), np.random.default_rng(0))
+    assert kstest(drawn, "norm").pvalue > 0.01
+    for edge in (3, 4):
+        expected = DRAWS * 2 * norm.sf(edge)
+        assert np.count_nonzero(np.abs(drawn) > edge) == pytest.approx(expected, abs=5 * np.sqrt(expected))
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 5 / np.sqrt(DRAWS)
+    fields = np.stack([normal_numbers((8, 9, 3), np.random.default_rng(seed)).ravel() for seed in range(400)])
+    assert np.abs(np.corrcoef(fields) - np.eye(400)).max() < 0.45  # six deviations of 216 numbers
+    assert kstest(fields[:, 0], "norm").pvalue > 0.01, "first numbers of different seeds"
+    with ThreadPoolExecutor(4) as threads:  # each thread its own generator of OpenCV
+        beside = list(threads.map(lambda seed: normal_numbers((300, 300), np.random.default_rng(seed)), range(16)))
+    for seed, field in enumerate(beside):
+        np.testing.assert_array_equal(field, normal_numbers((300, 300), np.random.default_rng(seed)))
+
+
 @pytest.mark.parametrize("mean", [0.0, 0.3, 4.0, FEW - 0.01, FEW, 12.5, 31.7, 100.0, 256.0])
 def test_counts_of_photons_have_the_distribution_of_poisson(mean: float) -> None:
     """Its first four moments, in whole photons."""
@@ -52,18 +79,16 @@ def test_counts_of_photons_have_the_distribution_of_poisson(mean: float) -> None
         assert (standard**4).mean().item() - 3 == pytest.approx(1 / mean, abs=0.06)
 
 
-class _Quantiles:
-    """In place of a random generator: normal numbers spread evenly over their distribution, without chance."""
-
-    def standard_normal(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        return norm.ppf((np.arange(shape[0]) + 0.5) / shape[0]).astype(dtype)
-
-
 @pytest.mark.parametrize("mean", [FEW, 13.4, 20.0, 57.3, 256.0])
-def test_no_event_is_more_or_less_likely_than_promised(mean: float) -> None:
-    """The total variation from scipy's distribution; plain rounding of a normal number is ten times as far away."""
+def test_no_event_is_more_or_less_likely_than_promised(mean: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The total variation from scipy's distribution, of normal numbers spread evenly over theirs, without chance.
+
+    Plain rounding of a normal number is ten times as far away.
+    """
+    evenly = norm.ppf((np.arange(DRAWS) + 0.5) / DRAWS).astype(np.float32)
+    monkeypatch.setattr(noise, "normal_numbers", lambda shape, rng: evenly.reshape(shape).copy())
     means = np.full(DRAWS, mean, np.float32)
-    counts = np.rint(poisson_deviations(means, _Quantiles()) + means).astype(int)  # type: ignore[arg-type]
+    counts = np.rint(poisson_deviations(means, np.random.default_rng(0)) + means).astype(int)
     seen = np.bincount(counts, minlength=600) / DRAWS
     assert np.abs(seen - poisson(mean).pmf(np.arange(len(seen)))).sum() / 2 < 5e-4
 
