@@ -223,6 +223,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", metavar="FILE.md", type=Path)
     parser.add_argument("--json", metavar="FILE", type=Path)
     arguments = parser.parse_args()
+    pairs = [arguments.deblur / part for part in ("sharp", "blurred")] if arguments.deblur else []
+    for folder in [arguments.benchmarks, *pairs]:
+        if not folder.is_dir():
+            parser.error(f"{folder}: no such folder")
     features = None
     if arguments.features:
         network = distance_network(arguments.features).to(memory_format=torch.channels_last)
