@@ -40,10 +40,13 @@ class Permission:
 
     async def watch(self, abandoned: threading.Event) -> None:
         """Sets `abandoned` as soon as there is no leave any more; returns when it is set."""
-        while not abandoned.is_set():
-            await asyncio.sleep(min(self._pause, max(0.0, self._until - time.monotonic())))
-            if not await self._renew():
-                abandoned.set()
+        try:
+            while not abandoned.is_set():
+                await asyncio.sleep(min(self._pause, max(0.0, self._until - time.monotonic())))
+                if not await self._renew():
+                    return
+        finally:  # whatever went wrong: work that nobody watches must not go on
+            abandoned.set()
 
     async def _renew(self) -> bool:
         """Whether there is leave from now on. While the owner is being replaced, asks until the last one ends."""

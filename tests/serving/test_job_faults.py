@@ -9,7 +9,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ray_sr.serving.catalogues import catalogue_of
 from ray_sr.serving.ingress import make_api
 from ray_sr.serving.job_client import JobClient
 from ray_sr.serving.job_storage import JobStorage
+from ray_sr.serving.keys import add_key
 from ray_sr.serving.options import JobLimits, ServiceLimits, ServiceOptions
 from ray_sr.serving.replica import GeneratorReplica
 from ray_sr.serving.schemas import ModelChoice, Permit, Upscaled
@@ -38,34 +40,41 @@ from ray_sr.upscaling import Engine, upscale_photo
 from tests.serving.conftest import Running, picture
 from tests.serving.processes import replicas
 
-JOBS = 20
 DEADLINE_S = 150
 APP = "lasting"
 
 
 @dataclass(frozen=True)
 class Lasting:
-    """The application, started and stopped at will; `log` has a line for each work that was computed to its end."""
+    """The application, started and stopped at will; `log` has a line for each work that was computed to its end.
+
+    Work stops after its first tiles for as long as there is no file `gate`.
+    """
 
     url: str
     options: ServiceOptions
     log: Path
+    gate: Path
     engine: Engine
 
     def start(self) -> None:
-        log = str(self.log)
+        log, gate = str(self.log), str(self.gate)
 
         class Noting(GeneratorReplica):
             """Takes its time for each tile, and notes which work was computed from when to when."""
 
             def _run(self, *args: Any) -> Upscaled:
-                *others, after_tile = args
+                *others, abandoned, after_tile = args if len(args) == 6 else (*args, None)
+                if after_tile is None:  # a request: only jobs are held up
+                    return super()._run(*others, abandoned)
 
                 def slowly(share: float) -> None:
                     time.sleep(0.05)
+                    while share > 0 and not os.path.exists(gate) and not abandoned.is_set():
+                        time.sleep(0.02)
                     after_tile(share)
 
-                return super()._run(*others, slowly)
+                return super()._run(*others, abandoned, slowly)
 
             async def upscale_by_tiles(
                 self,
@@ -115,6 +124,21 @@ class Lasting:
             assert time.monotonic() < end, [self.status(id) for id in ids]
             time.sleep(0.2)
 
+    def computed(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def let_one_through(self, ids: list[str]) -> None:
+        """Opens the gate until one more job is done, a few at most, while there are any."""
+        count = min(len(ids), self.finished(ids) + 1)
+        end = time.monotonic() + DEADLINE_S
+        while self.finished(ids) < count:
+            assert time.monotonic() < end, [self.status(id) for id in ids]
+            before, until = len(self.computed()), time.monotonic() + 5
+            self.gate.touch()
+            while len(self.computed()) == before and time.monotonic() < until:
+                time.sleep(0.02)
+            self.gate.unlink()
+
 
 def until_answered(method: str, url: str, **request: Any) -> httpx.Response:
     """The first answer other than 503: the process that held a request may be the one that was killed."""
@@ -151,7 +175,7 @@ def lasting(service: Running, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     model = load_model("small", store)
     engine = Engine(model.module, model.capability, device="cpu", precision="float32", tile=32)
-    found = Lasting(f"{service.url}/{APP}", options, folder / "log", engine)
+    found = Lasting(f"{service.url}/{APP}", options, folder / "log", folder / "gate", engine)
     found.start()
     yield found
     serve.delete(APP)
@@ -170,23 +194,40 @@ def controller() -> int:
     return pid
 
 
-@pytest.mark.nightly  # minutes long; its waits of 150 s ran out on a busy machine
-def test_jobs_outlive_every_process(lasting: Lasting) -> None:
-    pictures = [encode(picture(40, 40 + number), "png") for number in range(JOBS)]
+def victims(which: str) -> list[int]:
+    if which == "Controller":
+        return [controller()]
+    found = replicas(APP, which)
+    return found[:1] if which == "Ingress" else found
+
+
+@pytest.mark.parametrize(
+    ("jobs", "killed"),
+    [
+        pytest.param(5, ["JobOwner", "Generator"], id="5-jobs"),
+        pytest.param(
+            20,
+            ["Ingress", "JobOwner", "Generator", "Controller"],
+            id="20-jobs",
+            marks=pytest.mark.nightly,  # minutes long
+        ),
+    ],
+)
+def test_jobs_outlive_every_process(lasting: Lasting, jobs: int, killed: list[str]) -> None:
+    pictures = [encode(picture(40, 40 + number), "png") for number in range(jobs)]
+    lasting.gate.unlink(missing_ok=True)
     ids = [lasting.begin(png) for png in pictures]
-    kill(replicas(APP, "Ingress")[:1])
-    lasting.wait_for(ids, lasting.finished(ids) + 1)
-    kill(replicas(APP, "JobOwner"))
-    lasting.wait_for(ids, lasting.finished(ids) + 1)
-    kill(replicas(APP, "Generator"))
-    lasting.wait_for(ids, lasting.finished(ids) + 1)
-    kill([controller()])
-    lasting.wait_for(ids, JOBS)
+    for which in killed:
+        assert lasting.finished(ids) < jobs, "nothing is under way any more"
+        kill(victims(which))
+        lasting.let_one_through(ids)
+    lasting.gate.touch()
+    lasting.wait_for(ids, jobs)
     for id, png in zip(ids, pictures, strict=True):
         assert lasting.result(id) == lasting.expected(png)
 
     computed = defaultdict(list)
-    for line in lasting.log.read_text().splitlines():
+    for line in lasting.computed():
         id, begin, end = line.split()
         computed[id].append((float(begin), float(end)))
     assert set(ids) <= set(computed)
@@ -197,12 +238,15 @@ def test_jobs_outlive_every_process(lasting: Lasting) -> None:
 
 def test_jobs_outlive_the_whole_service(lasting: Lasting) -> None:
     small, large = encode(picture(20, 20), "png"), encode(picture(150, 150), "png")
+    lasting.gate.touch()
     done = lasting.begin(small)
     lasting.wait_for([done], 1)
+    lasting.gate.unlink()
     unfinished = [lasting.begin(large) for _ in range(2)]
     assert lasting.finished(unfinished) == 0
     serve.delete(APP)
     lasting.start()
+    lasting.gate.touch()
     assert lasting.result(done) == lasting.expected(small)
     lasting.wait_for(unfinished, 2)
     for id in unfinished:
@@ -242,13 +286,16 @@ class Ingress:
         self._thread.join(30)
 
 
+@contextmanager
+def three_ingresses(options: ServiceOptions) -> Iterator[list[Ingress]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(Ingress(options))) for _ in range(3)]
+
+
 def test_any_ingress_begins_follows_and_serves_any_job(lasting: Lasting) -> None:
     png = encode(picture(60, 60), "png")
-    with (
-        closing(Ingress(lasting.options)) as one,
-        closing(Ingress(lasting.options)) as two,
-        closing(Ingress(lasting.options)) as three,
-    ):
+    lasting.gate.touch()
+    with three_ingresses(lasting.options) as (one, two, three):
         id = lasting.begin(png, one.url)
         with httpx.stream("GET", f"{two.url}/v1/jobs/{id}/events", timeout=60) as response:
             events = [line for line in response.iter_lines() if line.startswith("event: ")]
@@ -265,3 +312,30 @@ def test_any_ingress_begins_follows_and_serves_any_job(lasting: Lasting) -> None
         assert len(ids) == 1
         assert httpx.delete(f"{two.url}/v1/jobs/{id}", timeout=60).status_code == 200
         assert httpx.get(f"{three.url}/v1/jobs/{id}", timeout=60).status_code == 410
+
+
+def test_quotas_hold_over_ingress_replicas(lasting: Lasting, tmp_path: Path, small_png: bytes) -> None:
+    """The owner counts exactly; while it is replaced, no more than the bound of docs/endpoint.md goes through."""
+    allowed, pixels = 12, 4 * 24 * 32
+    key = add_key(tmp_path / "keys.json", "poor", pixels_per_minute=allowed * pixels)
+    options = lasting.options.model_copy(update={"keys": str(tmp_path / "keys.json")})
+
+    def answered(ingress: Ingress) -> int:
+        response = httpx.post(
+            f"{ingress.url}/v1/upscale", content=small_png, headers={"X-API-Key": key}, timeout=60
+        )
+        assert response.status_code in (200, 429), response.text
+        return int(response.status_code == 200)
+
+    with three_ingresses(options) as ingresses:
+        begin = time.monotonic()
+        answers = [answered(ingress) for _ in range(allowed) for ingress in ingresses]
+        filled_again = 1 + allowed * (time.monotonic() - begin) / 60
+        assert all(answers[:allowed])
+        assert sum(answers) <= allowed + filled_again
+
+        kill(replicas(APP, "JobOwner"))
+        with ThreadPoolExecutor(len(ingresses)) as clients:  # each gives out its own share, or the next owner all
+            meanwhile = sum(sum(clients.map(answered, ingresses)) for _ in range(allowed))
+        filled_again = 1 + allowed * (time.monotonic() - begin) / 60
+        assert 0 < meanwhile <= 2 * allowed + filled_again

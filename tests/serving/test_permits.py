@@ -80,3 +80,23 @@ def test_work_stops_as_soon_as_another_run_is_the_right_one() -> None:
         return next(answers)
 
     assert work_under(ask) < 0.5 * LEASE_S
+
+
+def test_work_that_nobody_can_watch_any_more_stops() -> None:
+    """An error that no Ray or Serve is known to raise: without a watch, two could work on one job."""
+
+    async def run() -> None:
+        answers = iter([True])
+
+        async def ask(job: str, run: str) -> bool:
+            for answer in answers:
+                return answer
+            raise KeyError("no deployment of this name")
+
+        permission, abandoned = Permission(Permit("job", "run", LEASE_S), ask), threading.Event()
+        await permission.begin()
+        with pytest.raises(KeyError):
+            await permission.watch(abandoned)
+        assert abandoned.is_set()
+
+    asyncio.run(run())
