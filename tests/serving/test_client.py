@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,3 +109,30 @@ def test_client_says_address_and_key_once(service: Running, small_png: bytes) ->
     with pytest.raises(client.ServiceError) as caught:
         one.job(begun.id)
     assert caught.value.status == 410
+
+
+def test_waiting_looks_often_at_first_and_then_every_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter(["queued", "running", *["running"] * 30, "succeeded"])
+
+    class Service(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"id": "one", "status": next(states), "progress": 0.5, "error": None}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        job = client.Client(f"http://127.0.0.1:{server.server_port}").wait("one", pause_s=2)
+        server.shutdown()
+    assert job.status == "succeeded"
+    assert pauses[0] <= 0.1
+    assert all(one < other or one == other == 2 for one, other in pairwise(pauses))
+    assert all(other <= 0.4 * sum(pauses[:number]) + 0.1 for number, other in enumerate(pauses)), "late by a third"
+    assert pauses[-1] == 2, "and no later than the pause that was asked for"
