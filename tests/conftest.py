@@ -44,6 +44,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
 
 
+class _Failures:
+    """Names what failed as soon as it has: a run that is ended from outside never comes to its summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            why = crash.message.partition("\n")[0] if crash else report.longreprtext.rpartition("\n")[2]
+            self._terminal.write_line(f"\nFAILED {report.nodeid} in its {report.when} - {why}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:  # the processes of pytest-xdist have none
+        config.pluginmanager.register(_Failures(terminal))
+
+
 @pytest.fixture(autouse=True)
 def _no_ray_in_fast_tests(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whoever starts or looks for a Ray belongs to another tier, where one is shared."""
