@@ -28,7 +28,7 @@ from ray_sr.commands.submit import submit
 from ray_sr.commands.train import demo, report, train
 from ray_sr.commands.tune import tune
 from ray_sr.commands.upscale import upscale
-from ray_sr.errors import RaySRError, ResourceError, printable
+from ray_sr.errors import RaySRError, ResourceError, printable, visible
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -103,7 +103,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         if debug:
             traceback.print_exc()
         for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
+            click.echo(f"error: {visible(line)}", err=True)
         return error.exit_code
     except BrokenPipeError:
         _drop_output()
@@ -133,7 +133,7 @@ def _refused_by_system(error: OSError) -> int:
 
 def _unexpected(error: Exception) -> int:
     text = str(error).splitlines()
-    click.echo(f"error: unexpected {type(error).__name__}: {text[0] if text else ''}", err=True)
+    click.echo(f"error: unexpected {type(error).__name__}: {visible(text[0]) if text else ''}", err=True)
     click.echo("this is a defect of ray-sr: --debug shows where", err=True)
     return 1
 

@@ -54,6 +54,11 @@ def printable(name: str | os.PathLike[str]) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def visible(text: str) -> str:
+    """The text with its control characters and the like written out: a name can hold what moves a cursor."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 _KINDS: dict[str, type[RaySRError]] = {
     kind.__name__: kind
     for kind in list(globals().values())

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from ray_sr.errors import visible
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -65,7 +67,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
         if not self.quiet:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(visible(text), file=sys.stderr)
 
     def _line(self, elapsed: float, note: str) -> str:
         rate = (self.count - self._first) / max(elapsed, 1e-9)

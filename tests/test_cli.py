@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -201,3 +203,55 @@ def test_preview_writes_a_contact_sheet(tmp_path: Path, capsys: pytest.CaptureFi
     assert code == 0
     with Image.open(out.strip()) as sheet:
         assert np.asarray(sheet).std() > 20
+
+
+TOO_SMALL = {
+    "evaluate bicubic --hr {folder}": "1x1 is too small to be shrunk 4 times",
+    "evaluate bicubic --hr {folder} --scale 2": "1x1 is too small to be shrunk 2 times",
+    "data preview -c light-x4 --photos {folder} -o {folder}/sheet.png": "1x1 is too small to be shrunk 4 times",
+}
+
+
+@pytest.mark.parametrize("command", TOO_SMALL)
+def test_a_photo_that_is_too_small_is_named(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_real_photos(tmp_path, side=64)
+    Image.fromarray(real_photos()["coffee"][:1, :1]).save(tmp_path / "a.png")
+    code, out, err = run(*command.format(folder=tmp_path).split(), capsys=capsys)
+    assert code == 3, err
+    assert f"a.png: {TOO_SMALL[command]}" in out + err
+    assert not (tmp_path / "sheet.png").exists()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_photos_that_are_too_small_for_shards_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_real_photos(tmp_path / "photos", side=96)
+    for name, (height, width) in {"dot": (1, 1), "line": (1, 200), "strip": (200, 95)}.items():
+        Image.fromarray(real_photos()["coffee"][:height, :width]).save(photos / f"{name}.png")
+    code, out, err = run(
+        "data", "prepare", str(photos), "-o", str(tmp_path / "shards"), "--sub-image", "96", "--json", capsys=capsys
+    )
+    assert code == 3, err
+    assert {photo["name"]: photo["reason"].partition(":")[0] for photo in json.loads(out)["left_out"]} == {
+        "dot.png": "too small", "line.png": "too small", "strip.png": "too small"
+    }  # fmt: skip
+    assert all(f"left out: {name}.png: too small" in err for name in ("dot", "line", "strip"))
+    assert "3 of 7 photos cannot be used, they are named above" in err
+
+
+@pytest.mark.parametrize("source", ["set.parquet", "folder", "broken"])
+def test_a_preview_is_of_every_kind_of_photos_that_shards_are_made_of(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = write_real_photos(tmp_path / "folder", side=64)
+    columns = {"image": [path.read_bytes() for path in sorted(photos.iterdir())]}
+    pq.write_table(pa.table(columns), tmp_path / "set.parquet")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    sheet = tmp_path / "sheet.png"
+    code, _, err = run(
+        "data", "preview", "-c", "demo", "--photos", str(tmp_path / source), "-o", str(sheet), capsys=capsys
+    )
+    assert (code, sheet.exists()) == ((3, False) if source == "broken" else (0, True)), err
+    assert source != "broken" or "broken/a.png: not a picture format" in err

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from ray_sr import errors
 from ray_sr.cli import cli
 from ray_sr.commands.submit import ENTRIES, submit
 from ray_sr.errors import RaySRError
@@ -125,3 +126,13 @@ def test_named_files_and_modules_are_there(page: Path) -> None:
     if page.name == "CHANGELOG.md":  # which tells of what was
         absent = [name for name in absent if name != "ray_sr.spot"]
     assert not absent
+
+
+def test_the_exit_codes_of_the_page_are_those_of_the_errors() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| .* \| (.*?) ?\|$", (ROOT / "docs" / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    told = {name: int(code) for code, names in rows for name in re.findall(r"`(\w+)`", names)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RaySRError)]
+    assert told == {kind.__name__: kind.exit_code for kind in kinds if kind is not RaySRError}
+    assert [code for code, _ in rows] == ["0", "1", "2", "3", "4", "5", "6", "130"]

@@ -49,8 +49,8 @@ def connect(verbose: bool = False, *, dashboard: bool = False) -> None:
         _prepare(verbose)
         try:
             ray.init(address=address, logging_level=_level(verbose), log_to_driver=verbose)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ClusterError(f"cannot reach the Ray cluster at {address}: {_reason(error)}") from None
+        except Exception as error:  # Ray's own, bare ones, and what its address or its token is refused with
+            raise ClusterError(f"cannot reach the Ray cluster at {address}: {_reason(error)}") from error
     else:
         local_ray(verbose=verbose, dashboard=dashboard)
 

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ray_sr.commands.process import end_by_exception
+from ray_sr.errors import visible
 
 BEST_X2 = "best-x2"  # a channel of the store that comes with ray-sr
 
@@ -59,8 +60,8 @@ def show(result: dict[str, Any] | list[dict[str, Any]], text: str, as_json: bool
 
 
 def note(text: str) -> None:
-    """A line for people on stderr."""
-    click.echo(text, err=True)
+    """A line for people on stderr, or a few."""
+    click.echo("\n".join(map(visible, text.split("\n"))), err=True)
 
 
 def is_verbose() -> bool:

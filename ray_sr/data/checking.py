@@ -14,10 +14,12 @@ from ray_sr.data.manifest import Manifest, read_manifest, read_photos
 from ray_sr.data.pixels import StoredPixels, read_index
 from ray_sr.data.samples import SAMPLES, samples_folder
 from ray_sr.data.shards import damage_of
-from ray_sr.data.sources import find_photos
+from ray_sr.data.sources import find_photos, read_photo_bytes
 from ray_sr.degradations.preview import contact_sheet
-from ray_sr.images import Photo, read_photo, rgb8, to_8_bits, write_photo
+from ray_sr.errors import InputError
+from ray_sr.images import Photo, PhotoError, decode, read_photo, rgb8, to_8_bits, write_photo
 from ray_sr.recipes.recipe import Recipe
+from ray_sr.storage import first_line
 
 PREVIEW_PHOTOS = 6
 SHEET_SIDE, THUMBNAIL = 8, 128
@@ -118,11 +120,25 @@ def _thumbnail(pixels: np.ndarray) -> np.ndarray:
 
 def preview_sheet(recipe: Recipe, places: Sequence[str], output: str) -> None:
     """Write a contact sheet of a recipe's degradation on these photos, or on scikit-image's."""
-    photos = (
-        [rgb8(read_photo(found.uri)) for found in find_photos(places)[:PREVIEW_PHOTOS]] if places else _samples()
-    )
+    photos = _chosen(places, recipe.scale) if places else _samples()
     sheet = contact_sheet(photos, recipe.degradation, recipe.scale, recipe.seed)
     write_photo(output, Photo(sheet))
+
+
+def _chosen(places: Sequence[str], scale: int) -> list[np.ndarray]:
+    """The first of the photos there. Raises InputError for one that cannot be read, or be shrunk by the scale."""
+    chosen = []
+    for found in find_photos(places)[:PREVIEW_PHOTOS]:
+        try:
+            photo = rgb8(decode(read_photo_bytes(found)))
+        except (PhotoError, OSError) as error:
+            raise InputError(f"{found.uri}: {first_line(error)}") from None
+        if min(photo.shape[:2]) < scale:
+            raise InputError(
+                f"{found.uri}: {photo.shape[1]}x{photo.shape[0]} is too small to be shrunk {scale} times"
+            )
+        chosen.append(photo)
+    return chosen
 
 
 def _samples() -> list[np.ndarray]:

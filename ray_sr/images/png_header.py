@@ -109,14 +109,20 @@ def _ihdr(data: bytes) -> Header:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind, start and end of each chunk, until IEND or the end of the bytes; the last one may be cut."""
-    position = len(SIGNATURE)
+    """Kind, start and end of each chunk, until IEND or the end of the bytes; the last one may be cut.
+
+    Behind pixels, what is no chunk is the end too: room kept for a download that was broken off.
+    """
+    position, has_pixels = len(SIGNATURE), False
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if not kind.isalpha():
+            if has_pixels:
+                return
             raise PhotoError("the PNG has a chunk with an invalid name")
         end = position + 12 + length
         yield kind, position, end
+        has_pixels |= kind == b"IDAT"
         if kind == b"IEND" or end > len(data):
             return
         position = end

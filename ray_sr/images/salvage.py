@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from dataclasses import replace
 
@@ -12,8 +13,9 @@ from ray_sr.images.loaders import Loaded, load_pixels
 from ray_sr.images.png_header import SIGNATURE, png_chunk, png_chunks
 
 _EOI = b"\xff\xd9"
-_FILLER_BYTES = 4096
+_FILLER_BYTES = (4096, 8)  # of codes that mean nothing to a table, libvips bears a hundred
 _PIECE = 4096
+_PADDING = 512  # bytes of zeros or ones at a file's end that are taken for room kept for a download
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
@@ -51,12 +53,9 @@ def salvage(data: bytes, header: Header) -> Loaded:
 
 def _salvage_jpeg(data: bytes, header: Header) -> Loaded:
     """Where two different continuations give different pixels, the file itself says nothing."""
-    body = data[: header.end - len(_EOI)] if header.end else data
+    body = data[: header.end - len(_EOI)] if header.end else _without_padding(data, header)
     body = body[:-1] if body.endswith(b"\xff") else body
-    filler = np.random.default_rng(0).integers(0, 255, _FILLER_BYTES, np.uint8).tobytes()  # never 255: no marker
-    found = load_pixels(body + _EOI, header, "none")
-    other = load_pixels(body + filler + _EOI, header, "none")
-    differs = np.flatnonzero((found.pixels != other.pixels).any(axis=(1, 2)))
+    found, differs = _two_continuations(body, header)
     block = _rows_of_a_block(data)
     # Colour that is stored coarsely is spread over the row above the block.
     whole = header.height if not len(differs) else (int(differs[0]) + 1) // block * block
@@ -66,6 +65,33 @@ def _salvage_jpeg(data: bytes, header: Header) -> Loaded:
     what = "missing" if header.scans == 1 else "coarse"
     word = () if whole == header.height else (f"{what}-below-row-{whole}-of-{header.height}",)
     return replace(found, warnings=found.warnings + (word or missing or ("damaged",)))
+
+
+def _two_continuations(body: bytes, header: Header) -> tuple[Loaded, np.ndarray]:
+    """The picture of a body that is ended right away, and the rows that further bytes would have changed."""
+    found, other = load_pixels(body + _EOI, header, "none"), None
+    for count in _FILLER_BYTES:
+        filler = np.random.default_rng(0).integers(0, 255, count, np.uint8).tobytes()  # never 255: no marker
+        with contextlib.suppress(PhotoError):
+            other = load_pixels(body + filler + _EOI, header, "none")
+            break
+    if other is None:
+        raise PhotoError("the JPEG is damaged: none of its pixels can be trusted")
+    return found, np.flatnonzero((found.pixels != other.pixels).any(axis=(1, 2)))
+
+
+def _without_padding(data: bytes, header: Header) -> bytes:
+    """The bytes before the zeros or ones that fill a file whose download was broken off.
+
+    Even regions are stored as zeros too: where the picture needs the last of them, and no more, they are its own.
+    """
+    written = data.rstrip(b"\0\xff")
+    if len(data) - len(written) < _PADDING:
+        return data
+    ones_gone = data.rstrip(b"\xff")
+    if not len(_two_continuations(ones_gone, header)[1]) and len(_two_continuations(ones_gone[:-2], header)[1]):
+        return ones_gone
+    return written
 
 
 def _rows_of_a_block(data: bytes) -> int:
@@ -118,8 +144,10 @@ def _line_lengths(width: int, height: int, bits: int, interlaced: bool) -> list[
 def _unpacked(data: bytes, most: int) -> bytes:
     """What the image data gives until it ends or makes no sense."""
     unpacker, rows = zlib.decompressobj(), bytearray()
+    written = data.rstrip(b"\0\xff")
+    last = len(data) if len(data) - len(written) < _PADDING else len(written)
     for kind, start, end in png_chunks(data):
-        body = data[start + 8 : min(end - 4, len(data))] if kind == b"IDAT" else b""
+        body = data[start + 8 : min(end - 4, last)] if kind == b"IDAT" else b""
         for at in range(0, len(body), _PIECE):
             try:
                 rows += unpacker.decompress(body[at : at + _PIECE], max(1, most - len(rows)))

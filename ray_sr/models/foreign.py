@@ -37,7 +37,9 @@ _CONTAINERS = (
     *("params", "generatorstatedict", "generator", "gen", "netg", "g"),
     *("statedict", "modelstatedict", "model", "network", "net", "weights", "state"),
 )
-_NO_GENERATOR = re.compile(r"disc|critic|optim|sched|scaler|loss|^(net)?d(_|$)", re.IGNORECASE)
+_NO_GENERATOR = re.compile(
+    r"disc|critic|optim|sched|scaler|loss|teacher|vgg|percept|lpips|^(net|model)?_?d(_|$)", re.IGNORECASE
+)
 _SUBMODULES = ("generator_ema.", "generator.", "netG.")
 _WRAPPERS = ("module.", "_orig_mod.")
 _COUNTERS = ("steps", "n_averaged")  # averaged models count their updates beside the weights

@@ -6,6 +6,7 @@ pickle that calls anything but the rebuilding of tensors before it is called.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -25,7 +26,7 @@ from safetensors.torch import save as dump_safetensors
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ray_sr.errors import InputError, ModelError
+from ray_sr.errors import InputError, ModelError, printable
 from ray_sr.models import Generator, build_generator
 from ray_sr.models.foreign import find_state, our_names, recognise, recognises, with_spandrel, without_common_name
 from ray_sr.recipes.networks import NetworkSpec
@@ -33,6 +34,21 @@ from ray_sr.storage import first_line, open_filesystem, read_file, write_file
 
 HEADER = "ray_sr"
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+_TORCH = (b"PK\x03\x04", b"\x80")  # a zip archive; the pickles of before
+# What comes in the place of weights, by its first bytes: what it is, and what to do.
+_SOMETHING_ELSE = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with `git lfs pull`",
+    b"<": "a web page: the download gave no file",
+    b"{": "JSON text",
+    b"\x1f\x8b": "packed by gzip: unpack it",
+    b"\xfd7zXZ\0": "packed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: unpack it",
+    b"7z\xbc\xaf": "a 7z archive: unpack it",
+    b"Rar!": "a RAR archive: unpack it",
+    b"\x89HDF": "HDF5, as Keras writes weights: PyTorch's are needed",
+    b"GGUF": "GGUF: weights as safetensors or by PyTorch are needed",
+    b"\x08": "perhaps ONNX: weights as safetensors or by PyTorch are needed",
+}
 
 
 def is_weights_file(name: str) -> bool:
@@ -99,6 +115,7 @@ def decode_generator(
     names the file in errors. Raises ModelError for a corrupt, unsafe or unknown one.
     """
     content = decode_weights(data, source)
+    _check_values(content.state, source)
     try:
         found = _identify(content, network, source)
         if found is not None:
@@ -167,9 +184,11 @@ def decode_weights(data: bytes, source: str) -> WeightsFile:
 
 
 def _is_safetensors(data: bytes, source: str) -> bool:
-    """By the name, or by what a pipe without one gives: the length of a JSON object, and that object."""
+    """By its content, the length of a JSON object and that object; by the name where that is neither of both."""
     length = int.from_bytes(data[:8], "little")
-    return source.lower().endswith(".safetensors") or (data[8:9] == b"{" and length + 8 <= len(data))
+    if data[8:9] == b"{" and length + 8 <= len(data):
+        return True
+    return source.lower().endswith(".safetensors") and not data.startswith(_TORCH)
 
 
 def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
@@ -183,7 +202,9 @@ def read_state(path: str | Path, part: str) -> dict[str, Tensor]:
         return _decode_safetensors(data, source).state
     content = _safe_unpickle(data, source)
     inner = content.get(part) if isinstance(content, dict) else None
-    return find_state(inner if isinstance(inner, dict) else content, source)
+    state = find_state(inner if isinstance(inner, dict) else content, source)
+    _check_values(state, source)
+    return state
 
 
 def read_weights(path: str | Path) -> bytes:
@@ -210,6 +231,8 @@ def _decode_safetensors(data: bytes, source: str) -> WeightsFile:
         reason = error.errors()[0]["msg"]
         raise ModelError(f"{source}: its header names no network that this ray-sr builds: {reason}") from None
     except (SafetensorError, AttributeError, ValueError, TypeError, KeyError) as error:
+        if something := _something_else(data):
+            raise ModelError(f"{source}: no weights, it is {something}") from None
         raise ModelError(f"{source}: not a readable safetensors file: {first_line(error)}") from None
     return WeightsFile(state if network else find_state(state, source), network, metadata)
 
@@ -227,9 +250,25 @@ def _safe_unpickle(data: bytes, source: str) -> object:
             reason = f"it holds Python objects beside weights ({named[1]})"
         elif "TorchScript" in text:
             reason = "it is a TorchScript program"
+        elif something := _something_else(data):
+            raise ModelError(f"{source}: no weights, it is {something}") from None
         else:
             raise ModelError(f"{source}: not a readable PyTorch weights file: {_reason(text)}") from None
     raise ModelError(f"{source}: refused and not run, because {reason}: ask its author for safetensors")
+
+
+def _something_else(data: bytes) -> str | None:
+    """What the file is where its first bytes say that it is neither PyTorch's nor safetensors."""
+    if not data.strip():
+        return "empty"
+    text = data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")
+    found = next((what for first, what in _SOMETHING_ELSE.items() if text.startswith(first)), None)
+    if found is None and data.startswith(_TORCH[0]):
+        with contextlib.suppress(zipfile.BadZipFile, ValueError, NotImplementedError):  # one that is damaged
+            names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+            if not any(name.endswith(("data.pkl", "constants.pkl", "version")) for name in names):
+                return f"a zip archive of {', '.join(map(printable, names[:3])) or 'nothing'}: unpack it"
+    return found
 
 
 def check_archive(file: IO[bytes] | Path) -> None:
@@ -284,6 +323,19 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], source: str = "c
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{source}: {key} has values that are not finite: damage, or training diverged")
     module.load_state_dict(dict(state))
+
+
+def _check_values(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses weights without values, or with such as no network computes with. Raises ModelError."""
+    for key, tensor in state.items():
+        if tensor.is_meta:
+            raise ModelError(f"{source}: {key} has a shape and no values: it was saved from PyTorch's meta device")
+        if key.rpartition(".")[2] not in ("weight", "bias"):
+            continue
+        if not tensor.is_floating_point():
+            raise ModelError(f"{source}: {key} is {tensor.dtype}: weights are needed that are not quantised")
+        if tensor.layout == torch.strided and not torch.isfinite(tensor).all():
+            raise ModelError(f"{source}: {key} has values that are not finite: damage, or training diverged")
 
 
 def _check_fits(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

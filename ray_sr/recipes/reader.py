@@ -28,6 +28,7 @@ S = TypeVar("S", bound=Section)
 
 _LIBRARY = resources.files("ray_sr") / "recipes" / "library"
 LONGEST_SHOWN = 100  # characters of a wrong value
+_MOST_VALUES = 100_000  # of a file with its aliases written out
 
 
 def recipe_names() -> list[str]:
@@ -139,6 +140,8 @@ def _note_lines(
 ) -> None:
     if node and any(node is other for other in inside):
         raise RecipeError(f"{_dotted(path)}: an alias within what it stands for [{source}:{lines[path]}]")
+    if len(lines) > _MOST_VALUES:
+        raise RecipeError(f"more than {_MOST_VALUES:,} values, with its aliases written out [{source}]")
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:
             child = (*path, str(key_node.value))

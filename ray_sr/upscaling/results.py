@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from ray_sr.errors import printable
+from ray_sr.errors import printable, visible
 
 _MOST_NAMES = 10
 
@@ -35,6 +35,9 @@ class FileResult:
         return self.width * self.height / 1e6
 
     def __str__(self) -> str:
+        return visible(self._line())
+
+    def _line(self) -> str:
         if self.status == "failed":
             return f"{self.source}: {self.reason}"
         if self.status != "done":

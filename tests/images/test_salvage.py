@@ -45,6 +45,38 @@ def test_a_jpeg_that_was_cut_and_ended_again_tells_too() -> None:
     assert photo.warnings[0].startswith("missing-below-row-")
 
 
+@pytest.mark.parametrize("room", [b"\0", b"\xff"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 8}])
+def test_a_download_that_was_broken_off_goes_as_far_as_its_bytes(room: bytes, options: dict[str, object]) -> None:
+    """Some programs make the file in its full size first."""
+    data = saved(noise(128, 160), "jpeg", quality=90, **options)
+    for share in (0.3, 0.6):
+        cut = data[: int(share * len(data))]
+        padded = cut + room * (len(data) - len(cut))
+        short, photo = decode(cut, LENIENT), decode(padded, LENIENT)
+        assert photo.warnings == short.warnings
+        assert short.warnings[0].split("-")[0] in ("missing", "coarse")
+        assert np.array_equal(photo.pixels, short.pixels)
+        with pytest.raises(PhotoError, match="cut short"):
+            decode(padded)
+
+
+def nearly_empty_page(seed: int) -> bytes:
+    """Of its even blocks, 512 are 128 bytes of zeros."""
+    page = np.full((512, 1024), 250, np.uint8)
+    page[:64, :64] = noise(64, 64, 1, seed=seed)[..., 0]
+    return saved(page, "jpeg", optimize=True)
+
+
+def test_even_regions_that_are_stored_as_zeros_are_not_taken_for_room() -> None:
+    data = next(data for data in map(nearly_empty_page, range(100)) if data.endswith(b"\0\xff\xd9"))[:-2]
+    assert len(data) - len(data.rstrip(b"\0\xff")) > 1024
+    whole = decode(data + b"\xff\xd9")
+    photo = decode(data, LENIENT)
+    assert (photo.warnings, whole.warnings) == (("end-missing",), ())
+    assert np.array_equal(photo.pixels, whole.pixels)
+
+
 def test_a_cut_progressive_jpeg_is_coarse_below_the_row() -> None:
     data = saved(smooth(128, 128), "jpeg", quality=90, progressive=True)
     whole = decode(data).pixels.astype(int)
@@ -105,6 +137,26 @@ def test_a_cut_png_is_read_down_to_the_row_that_is_told(channels: int, kind: typ
         assert np.array_equal(photo.pixels[:rows], pixels[:rows, :, : photo.channels])
         assert not photo.pixels[rows + 1 :].any()
     assert decode(data[:-12], LENIENT).warnings == ("end-missing",)
+
+
+@pytest.mark.parametrize("room", [b"\0", b"\xff"])
+@pytest.mark.parametrize("pieces", [1, 20])
+def test_a_png_that_was_broken_off_goes_as_far_as_its_bytes(room: bytes, pieces: int) -> None:
+    pixels = noise(60, 50)
+    stream = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    step = -(-len(stream) // pieces)
+    idat = b"".join(chunk(b"IDAT", stream[at : at + step]) for at in range(0, len(stream), step))
+    data = ihdr(50, 60, 8, 2) + idat + chunk(b"IEND")
+    for share in (0.3, 0.6):
+        cut = data[: int(share * len(data))]
+        padded = cut + room * (len(data) - len(cut))
+        short, photo = decode(cut, LENIENT), decode(padded, LENIENT)
+        assert photo.warnings == short.warnings
+        assert short.warnings[0].startswith("missing-below-row-")
+        assert np.array_equal(photo.pixels, short.pixels)
+        with pytest.raises(PhotoError):
+            decode(padded)
+    assert decode(data[:-12] + room * 4096, LENIENT).warnings == ("end-missing",)
 
 
 def test_a_png_with_a_wrong_checksum_of_pixels_is_read_where_they_unpack() -> None:

@@ -318,6 +318,12 @@ CONTAINERS: dict[str, Callable[[State], Any]] = {
         "netD": {"conv0.weight": torch.ones(4, 3, 3, 3)},
         "optim_g": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]},
     },
+    "beside what is no generator": lambda s: {
+        "modelG": s,
+        "modelD": {"conv0.weight": torch.ones(4, 3, 3, 3)},
+        "vgg": {"features.0.weight": torch.ones(4, 3, 3, 3)},
+        "teacher": other(s),
+    },
     "in one another": lambda s: {"checkpoint": {"generator": {"state_dict": s}}},
     "Lightning, with its loss": lambda s: {
         "state_dict": {**prefixed("net_g.", s), "loss.vgg.0.weight": torch.ones(4, 3, 3, 3)},

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import collections
+import gzip
+import io
 import os
 import pickle
 import random
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError, ResourceError
@@ -382,20 +387,62 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str) -> N
         assert "\n" not in refusal_of(path)
 
 
+def zipped(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, "inside")
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
-    "content",
+    ("content", "what"),
     [
-        b"<html>404</html>",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
-        b"PK\x03\x04" + b"\0" * 90,
+        (b"", "it is empty"),
+        (b"\r\n\n", "it is empty"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
+        (gzip.compress(b"weights"), "it is packed by gzip: unpack it"),
+        (zipped("4x.pth"), r"it is a zip archive of 4x\.pth: unpack it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "it is HDF5"),
+        (b"PK\x03\x04" + b"\0" * 90, "not a readable"),
+        (b"neither", "not a readable"),
     ],
-    ids=["web page", "lfs pointer", "zip head"],
 )
-def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused_as_what_they_are(tmp_path: Path, content: bytes, what: str) -> None:
     for suffix in (".pth", ".safetensors"):
         (tmp_path / f"net{suffix}").write_bytes(content)
-        with pytest.raises(ModelError, match="not a readable"):
+        with pytest.raises(ModelError, match=what) as refusal:
             load_generator(tmp_path / f"net{suffix}")
+        assert "\n" not in str(refusal.value)
+
+
+def test_the_content_counts_and_not_the_name(tmp_path: Path) -> None:
+    state = made(network(COMPACT)).state_dict()
+    torch.save(state, tmp_path / "torch.safetensors")
+    save_file(state, tmp_path / "safe.pth")
+    for name in ("torch.safetensors", "safe.pth"):
+        found = load_generator(tmp_path / name)[0].state_dict()
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda tensor: tensor.to("meta"), "has a shape and no values"),
+        (lambda tensor: (tensor * 100).to(torch.int8), "is torch.int8"),
+        (lambda tensor: tensor.to(torch.complex64), "is torch.complex64"),
+        (lambda tensor: tensor * float("nan"), "not finite"),
+        (lambda tensor: tensor * float("inf"), "not finite"),
+    ],
+)
+def test_foreign_weights_that_no_network_computes_with_are_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], what: str
+) -> None:
+    """Also where spandrel would take them."""
+    torch.save({k: change(t) for k, t in made(network(COMPACT)).state_dict().items()}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=what):
+        load_generator(tmp_path / "net.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"params": {}}, {"epoch": 3}, torch.zeros(3)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,10 @@ def test_yaml_with_a_nul_is_one_line() -> None:
     with pytest.raises(RecipeError, match="not YAML: unacceptable character") as caught:
         parse_recipe("name: \0")
     assert "\n" not in str(caught.value)
+
+
+def test_aliases_that_stand_for_billions_of_values_are_refused_before_they_are_written_out() -> None:
+    lines = ["a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in pairwise("abcdefghij")]
+    with pytest.raises(RecipeError, match=r"more than 100,000 values, with its aliases written out \[bomb\.yaml\]"):
+        parse_recipe("\n".join(lines), source="bomb.yaml")

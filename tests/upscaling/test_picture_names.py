@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ray_sr.cli import main
 from ray_sr.errors import RecipeError
 from ray_sr.upscaling.finding import passed_over
 from ray_sr.upscaling.naming import plan_jobs
@@ -84,3 +85,19 @@ def test_a_photo_beside_a_folder_keeps_its_own_folder_where_names_meet(tmp_path:
     assert results("2023", "2025/06/c.jpg") == ["a_x2.png", "b_x2.png", "c_x2.png"]
     assert results("2023", "2024", "2024/a.jpg") == ["2023/a_x2.png", "2023/b_x2.png", "2024/a_x2.png"]
     assert results("2023", "2023/a.jpg") == ["a_x2.png", "b_x2.png"]
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "red\x1b[31m", "back\rover", "\u202efdp", os.fsdecode(b"caf\xe9")])
+def test_a_name_that_moves_the_cursor_is_written_out(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{name}.jpg").write_bytes(JPEG)
+    (tmp_path / f"{name}.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", str(tmp_path), "-n", "bicubic", "-o", str(tmp_path / name / "out")])
+    out, err = capfd.readouterr()
+    assert ended.value.code == 3
+    written = ascii(name)[1:-1]
+    assert all(line.isprintable() for line in (out + err).splitlines())
+    assert sum(written in line and f"{written}.jpg -> " in line for line in err.splitlines()) == 1
+    assert sum(f"{written}.png: " in line for line in err.splitlines()) == 1
