@@ -44,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Only bytes that are a short text name a test: files made here may hold the time, and names have to stay."""
+    is_name = not isinstance(val, bytes) or (len(val) <= 32 and val.isascii() and val.decode().isprintable())
+    return None if is_name else argname
+
+
 class _Failures:
     """Names what failed as soon as it has: a run that is ended from outside never comes to its summary."""
 
