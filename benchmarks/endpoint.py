@@ -22,20 +22,21 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import processes
+from benchmarks.services import free_port
 from ray_sr import client
 from ray_sr.bench.http import Target, closed_loop, photos
 from ray_sr.errors import ClusterError
@@ -49,12 +50,6 @@ CLIENTS = (1, 8)
 PATIENCE_S = 240
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Server:
     """A server that runs, and the processor seconds a second that it takes at rest."""
@@ -65,37 +60,13 @@ class Server:
 
     def cpu_s(self) -> float:
         """Processor seconds so far, of the server and all its children, those that ended included."""
-        return sum(_ticks(pid) for pid in _tree(self.pid)) / os.sysconf("SC_CLK_TCK")
+        return sum(processes.cpu_s(pid) for pid in processes.tree(self.pid))
 
     def resting(self, seconds: float) -> Server:
         """The same, with what it takes at rest."""
         before, begin = self.cpu_s(), time.perf_counter()
         time.sleep(seconds)
         return replace(self, at_rest=(self.cpu_s() - before) / (time.perf_counter() - begin))
-
-
-def _tree(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        with suppress(OSError, ValueError):
-            children.setdefault(int(_stat(int(folder.name))[1]), []).append(int(folder.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _ticks(pid: int) -> int:
-    """User and system time of a process, and of its children that ended."""
-    try:
-        return sum(int(ticks) for ticks in _stat(pid)[11:15])
-    except OSError:
-        return 0
 
 
 @contextmanager
