@@ -36,8 +36,9 @@ def export_onnx(module: Generator, path: str | Path, *, opset: int = 18) -> Onnx
 
     Heights and widths are any from 8 on: where the network works on a grid, the graph pads and crops. It holds
     `scale`, `multiple` (of sizes that it takes: 1) and the network as metadata. Where onnxruntime is installed, the
-    file's answers on three sizes are compared with torch's before it is put in place: ModelError if they differ by
-    more than TOLERANCE. Raises ResourceError without the onnx packages or where the file cannot be written.
+    file's answers on three sizes are compared with torch's before it is put in place: ModelError if it has none, as
+    graphs that hold the size they were made at, or they differ by more than TOLERANCE. Raises ResourceError without
+    the onnx packages or where the file cannot be written.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise ResourceError(f"ONNX export needs {' and '.join(missing)}: pip install ray-sr[onnx]")
@@ -133,6 +134,14 @@ def _difference(module: Generator, data: bytes) -> float:
     """Largest difference of ONNX Runtime's answers to torch's, on sizes that the export did not see."""
     import onnxruntime
 
+    def answer(image: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        except Exception as error:  # ONNX Runtime has many kinds without a common one
+            size = "x".join(map(str, image.shape))
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"not written, because ONNX Runtime fails on it at {size}: {reason}") from error
+
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     capability = module.capability
     draw = torch.Generator().manual_seed(0)
@@ -142,7 +151,7 @@ def _difference(module: Generator, data: bytes) -> float:
         image = torch.rand(count, capability.channels, *sides, generator=draw)
         with torch.inference_mode():
             expected = module(image.to(_device(module))).cpu()
-        found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        found = answer(image)
         if found.shape != expected.shape:
             return float("inf")
         largest = max(largest, (found - expected).abs().max().item())

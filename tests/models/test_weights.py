@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ray_sr.errors import InputError, ModelError, ResourceError
 from ray_sr.models import Generator, build_generator
-from ray_sr.models.export import export_onnx, foreign_use
+from ray_sr.models.export import _difference, export_onnx, foreign_use
 from ray_sr.models.foreign import from_python_file
 from ray_sr.models.weights import load_generator, load_strict, save_weights
 from ray_sr.recipes.networks import (
@@ -629,6 +629,20 @@ def test_onnx_answers_like_torch_at_any_size(tmp_path: Path, spec: NetworkSpec) 
             expected = module(image)
         found = session.run(["upscaled"], {"image": image.numpy()})[0]
         assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
+
+
+def test_a_graph_that_holds_the_size_it_was_made_at_is_told() -> None:
+    """As exporters make them of some networks of spandrel's; here of ours, with a sample and no free sizes."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="needs the ONNX packages: pip install ray-sr[onnx]")
+    module = made(network(COMPACT))
+    program = torch.onnx.export(
+        module, (torch.rand(1, 3, 16, 16),), dynamo=True, input_names=["image"], verbose=False
+    )
+    assert program is not None
+    with pytest.raises(ModelError, match=r"not written, because ONNX Runtime fails on it at 1x3x8x24: ") as refusal:
+        _difference(module, program.model_proto.SerializeToString())
+    assert "\n" not in str(refusal.value)
 
 
 def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
