@@ -95,8 +95,8 @@ def test_all_models_are_told_by_what_they_are_for(everything: All) -> None:
     found = {model["id"]: model for model in everything.models()}
     assert next(iter(found)) == "best", "the default comes first"
     purposes = {id: model["purpose"] for id, model in found.items()}
-    assert purposes["best"] == purposes["clean"] == purposes["light-gan-x4"] == "clean"
-    assert purposes["light-jpeg-x4"] == "unknown"
+    assert purposes["clean"] == purposes["light-x4"] == purposes["light-gan-x4"] == "clean"
+    assert purposes["best"] == purposes["light-jpeg-x4"] == "unknown"
     assert purposes["deblur-light"] == "deblurring"
     assert purposes["bicubic"] == "interpolation"
     assert purposes["tiny"] == "other", "nothing is known of its making"
@@ -154,21 +154,22 @@ def test_unknown_models_are_refused_with_the_nearest(everything: All, small_png:
 
 def test_denoise_is_what_the_command_line_blends(everything: All, small_png: bytes) -> None:
     models = {model["id"]: model["denoise"] for model in everything.models()}
-    assert models["best"]
+    assert models["clean"]
     assert models["light-gan-x4"]
-    assert not models["light-jpeg-x4"], "it is the cleaning model"
+    assert not models["best"], "it is a cleaning model"
+    assert not models["light-jpeg-x4"], "the other one"
     assert not models["bicubic"]
-    parts = (load_model(name, everything.store) for name in ("best", "light-jpeg-x4"))
-    model = blended(*parts, 0.4)
-    answer = everything.post(small_png, "?denoise=0.4")
-    assert is_made_by(model, answer, small_png)
-    assert not is_made_by(load_model("best", everything.store), answer, small_png), "it is not the model alone"
-    assert answer.headers["raysr-model"] == f"{model.name}@{model.version}"
-    assert load_ms(everything.post(small_png, "?denoise=0.4")) == 0
-    for other, why in (("clean", "has no cleaning model"), ("light-jpeg-x4", "cleans by itself")):
-        refused = everything.post(small_png, f"?denoise=0.4&model={other}")
-        assert (refused.status_code, refused.json()["errors"][0]["parameter"]) == (422, "denoise")
-        assert why in refused.json()["detail"]
+    for name, cleaning in (("clean", "real-x4-smooth"), ("light-x4", "light-jpeg-x4")):
+        alone = load_model(name, everything.store)
+        model = blended(alone, load_model(cleaning, everything.store), 0.4)
+        answer = everything.post(small_png, f"?denoise=0.4&model={name}")
+        assert is_made_by(model, answer, small_png)
+        assert not is_made_by(alone, answer, small_png), "it is not the model alone"
+        assert answer.headers["raysr-model"] == f"{model.name}@{model.version}"
+    assert load_ms(everything.post(small_png, "?denoise=0.4&model=light-x4")) == 0
+    refused = everything.post(small_png, "?denoise=0.4")
+    assert (refused.status_code, refused.json()["errors"][0]["parameter"]) == (422, "denoise")
+    assert "cleans by itself" in refused.json()["detail"]
     assert everything.post(small_png, "?denoise=1.5").status_code == 422
     assert everything.models()[0]["version"] == load_model("best", everything.store).version
 
@@ -200,21 +201,23 @@ def test_cache_keeps_what_was_used_last_within_its_bytes() -> None:
 def test_page_groups_models_and_blends(everything: All, browser: Any, small_png: bytes) -> None:
     page = Visit(browser, f"{everything.url}/")
     page.pick(small_png)
-    page.sees("#model-note", "made to train and run on a CPU")
+    page.sees("#model-note", "photographs of unknown quality")
+    assert not page.tab.locator("#cleaning").is_visible(), "it cleans by itself"
     groups = page.tab.eval_on_selector_all("#model optgroup", "groups => groups.map(group => group.label)")
     assert groups == [
-        "Clean photos",
         "Photos of unknown quality",
+        "Clean photos",
         "Blurred photos",
         "Other models",
         "Without a network",
     ]
+    page.tab.select_option("#model", "clean")
     page.sees("#cleaning", "off")
     page.tab.locator("#denoise").fill("0.3")
     page.sees("#cleaning", "30 %")
     assert page.violations() == ""
     page.tab.click("#go")
-    page.sees("#made-by", "+0.3*light-jpeg-x4")
+    page.sees("#made-by", "+0.3*real-x4-smooth")
     page.tab.select_option("#model", "deblur-light")
     page.sees("#scales", "Same size, sharper")
     assert not page.tab.locator("#cleaning").is_visible()
