@@ -46,7 +46,7 @@ class Running:
 @pytest.fixture(scope="session")
 def options(tmp_path_factory: pytest.TempPathFactory) -> ServiceOptions:
     store = Store(tmp_path_factory.mktemp("store"))
-    network = NetworkSpec(scale=4, generator=SRResNetSpec(blocks=16, channels=64))
+    network = NetworkSpec(scale=4, generator=SRResNetSpec(blocks=16, channels=32))
     torch.manual_seed(7)
     store.publish("portrait", build_generator(network), network)
     return ServiceOptions(

@@ -145,15 +145,15 @@ def test_unknown_jobs(service: Running, address: str) -> None:
     assert kind_of(httpx.delete(f"{service.url}/v1/jobs/nothing")) == (404, "not-found")
 
 
-def test_clients_that_leave_take_no_job_along(service: Running, some_png: bytes) -> None:
+def test_clients_that_leave_take_no_job_along(service: Running) -> None:
     """They send their picture and close the connection: their jobs, and those after them, are done all the same."""
-    address = urlsplit(service.url)
+    address, png = urlsplit(service.url), encode(picture(48, 48), "png")
     for number in range(4):
         head = f"POST /v1/jobs HTTP/1.1\r\nHost: test\r\nIdempotency-Key: left {number}\r\n"
         with socket.create_connection((address.hostname, address.port), timeout=30) as client:
-            client.sendall(f"{head}Content-Length: {len(some_png)}\r\n\r\n".encode() + some_png)
+            client.sendall(f"{head}Content-Length: {len(png)}\r\n\r\n".encode() + png)
     for key in (*(f"left {number}" for number in range(4)), "after them"):
-        job = begin(service, some_png, **{"Idempotency-Key": key}).json()["id"]
+        job = begin(service, png, **{"Idempotency-Key": key}).json()["id"]
         assert wait(service, job, "succeeded", "failed")["status"] == "succeeded"
 
 
