@@ -105,13 +105,13 @@ class Journal:
 
 
 def read_journal(path: Path, keep: Callable[[Record], bool] = lambda record: True) -> list[Record]:
-    """The records of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """The records of a metrics.jsonl; lines that a crash has cut off or damaged are left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no UTF-8
             continue
-        if keep(record):
+        if isinstance(record, dict) and {"event", "step"} <= record.keys() and keep(record):
             records.append(record)
     return records

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
-from ray_sr.training.monitor import _Monitor
+import pytest
+
+from ray_sr.training.monitor import Journal, _Monitor, read_journal
 
 
 def test_a_checkpoint_waits_for_the_lines_before_it_only() -> None:
@@ -43,3 +46,17 @@ def test_drain_returns_at_once_or_after_its_time() -> None:
         return empty, await asyncio.wait_for(later, 5), await monitor.stopping() and await monitor.refused()
 
     assert asyncio.run(run()) == ([], [{"event": "error", "step": 1}], True)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe\0\x9c", bytes(200), b'{"event": "tra', b"3", b"null", b"[1, 2]", b"{}"]
+)
+def test_damaged_lines_of_a_journal_are_left_out(damage: bytes, tmp_path: Path) -> None:
+    """As a machine without power leaves them: the others count, and a run goes on behind them."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"event": "train", "step": 1}\n' + damage + b'\n{"event": "train", "step": 2}\n' + damage)
+    assert [record["step"] for record in read_journal(file)] == [1, 2]
+    journal = Journal(file)
+    journal.write({"event": "start", "step": 1})
+    journal.close()
+    assert [(record["event"], record["step"]) for record in read_journal(file)] == [("train", 1), ("start", 1)]
