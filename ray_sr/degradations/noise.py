@@ -88,7 +88,7 @@ def normal_numbers(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarr
     """
     numbers = np.empty(shape, np.float32)
     cv2.setRNGSeed(int(rng.integers(-(2**31), 2**31)))
-    cv2.randn(numbers.reshape(1, -1), 0, 1)
+    cv2.randn(numbers.reshape(1, -1), np.zeros(1), np.ones(1))
     return numbers
 
 
