@@ -236,7 +236,6 @@ def test_photos_that_are_too_small_for_shards_are_named(tmp_path: Path, capsys: 
     assert {photo["name"]: photo["reason"].partition(":")[0] for photo in json.loads(out)["left_out"]} == {
         "dot.png": "too small", "line.png": "too small", "strip.png": "too small"
     }  # fmt: skip
-    assert all(f"left out: {name}.png: too small" in err for name in ("dot", "line", "strip"))
     assert "3 of 7 photos cannot be used, they are named above" in err
 
 
