@@ -43,7 +43,7 @@ demo: setup
 	$(BIN)/ray-sr demo -o demo
 
 test: setup check
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not nightly"
 
 test-fast: setup check
 	$(BIN)/python -m pytest -m fast

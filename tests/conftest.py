@@ -34,14 +34,23 @@ TIERS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test with its tier: markers in pyproject.toml, `make test-fast`, `test` and `test-nightly`."""
-    for item in items:
-        named = {mark.name for mark in item.iter_markers()}
-        if not named & {*TIERS, "fast"}:
-            file = item.nodeid.partition("::")[0]
-            has = {*getattr(item, "fixturenames", ()), file, file.rpartition("/")[0]}
-            item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
+# Of several processes of pytest, one runs all that starts a Ray: no two Rays get into each other's way. It also
+# runs what counts in tenths of a second, which is disturbed least there: all processes of that Ray wait meanwhile.
+IN_ONE_PROCESS = {"ray", "cluster", "browser", "sweep", "tests/serving", "tests/bench/test_http.py"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks a test with its tier: markers in pyproject.toml, `make test-fast`, `test` and `test-nightly`.
+
+    This early, so that pytest-xdist sees the groups.
+    """
+    file = item.nodeid.partition("::")[0]
+    places = {file, file.rpartition("/")[0]}
+    if not any(item.get_closest_marker(tier) for tier in (*TIERS, "fast")):
+        has = places | {*getattr(item, "fixturenames", ())}
+        item.add_marker(next((tier for tier, needs in TIERS.items() if needs & has), "fast"))
+    if IN_ONE_PROCESS & (places | {mark.name for mark in item.iter_markers()}):
+        item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
