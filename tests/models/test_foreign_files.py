@@ -19,18 +19,17 @@ from torch import Tensor
 from ray_sr.models import build_generator
 from ray_sr.recipes.networks import CompactSpec, MSRResNetSpec, NetworkSpec, RRDBNetSpec
 from ray_sr.store import load_model
+from tests.models.test_damaged_weights import Bomb
 from tests.models.test_weights import (
     MSR_NAMES,
     RRDB_NAMES,
     RRDB_PARTS,
-    Bomb,
     conv,
     msrresnet_by_hand,
-    photo,
     prefixed,
-    random_state,
     rrdb_by_hand,
 )
+from tests.models.weight_files import photo, random_state
 from tests.test_cli import run
 
 State = dict[str, Tensor]

@@ -1,16 +1,9 @@
-"""Weight files: our own, every foreign layout, hostile and damaged ones, and exports read by other programs."""
+"""Weight files: our own, every foreign layout, strict loading, and files for and of other programs."""
 
 from __future__ import annotations
 
 import collections
-import gzip
-import io
-import os
-import pickle
-import random
 import sys
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ray_sr.errors import InputError, ModelError, ResourceError
-from ray_sr.models import Generator, build_generator
-from ray_sr.models.export import _difference, export_onnx, foreign_use
+from ray_sr.errors import ModelError, ResourceError
+from ray_sr.models.export import foreign_use
 from ray_sr.models.foreign import from_python_file
 from ray_sr.models.weights import load_generator, load_strict, save_weights
 from ray_sr.recipes.networks import (
@@ -30,40 +22,11 @@ from ray_sr.recipes.networks import (
     GeneratorSpec,
     MSRResNetSpec,
     NetworkSpec,
-    RLFNSpec,
     RRDBNetSpec,
     SpandrelSpec,
-    SPANSpec,
     SRResNetSpec,
 )
-
-RRDB = RRDBNetSpec(blocks=2, channels=8, growth=4)
-MSR = MSRResNetSpec(blocks=2, channels=8)
-COMPACT = CompactSpec(convs=3, channels=8)
-
-
-def network(generator: GeneratorSpec, scale: int = 4, value_range: str = "unit") -> NetworkSpec:
-    return NetworkSpec.model_validate({"scale": scale, "value_range": value_range, "generator": generator})
-
-
-def made(spec: NetworkSpec, seed: int = 0) -> Generator:
-    """A generator whose every parameter has a seeded value of visible size."""
-    module = build_generator(spec).eval()
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.1)
-    return module
-
-
-def photo(height: int = 9, width: int = 7) -> Tensor:
-    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(7))
-
-
-@torch.inference_mode()
-def same_output(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return torch.allclose(one(photo()), other(photo()), atol=1e-6)
-
+from tests.models.weight_files import COMPACT, MSR, RRDB, made, network, photo, random_state, same_output
 
 # --------------------------------------------------------------------------------------------- ours
 
@@ -102,7 +65,6 @@ def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 
 
 def test_a_header_of_another_time_is_told_apart_from_damage(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
 
     header = {"ray_sr": '{"network": {"scale": 4, "generator": {"kind": "swin"}}, "metadata": {}}'}
     save_file(made(network(MSR)).state_dict(), tmp_path / "net.safetensors", header)
@@ -185,7 +147,6 @@ def test_both_formats_of_torch(tmp_path: Path, legacy: bool) -> None:
 
 
 def test_foreign_safetensors_without_our_header(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
 
     module = made(network(MSR, 3))
     save_file(prefixed("module.", module.state_dict()), tmp_path / "net.safetensors")
@@ -228,16 +189,6 @@ def test_a_given_network_settles_what_the_file_leaves_open(tmp_path: Path) -> No
 
 def conv(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
-
-
-def random_state(shapes: dict[str, tuple[int, int]], seed: int = 3) -> dict[str, Tensor]:
-    """3x3 convolutions by name, (outputs, inputs) each."""
-    draw = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, (outputs, inputs) in shapes.items():
-        state[f"{name}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=draw) * 0.1
-        state[f"{name}.bias"] = torch.randn(outputs, generator=draw) * 0.1
-    return state
 
 
 def msrresnet_by_hand(state: dict[str, Tensor], body: str, ups: list[str], hr: str, x: Tensor) -> Tensor:
@@ -320,164 +271,6 @@ def test_rrdbnet_namings(tmp_path: Path, naming: str) -> None:
     assert found == network(RRDB)
     with torch.inference_mode():
         assert torch.allclose(loaded(photo()), rrdb_by_hand(state, names, photo()), atol=1e-6)
-
-
-# -------------------------------------------------------------------------------- hostile and damaged
-
-
-class Bomb:
-    """Unpickling it would make a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch '{self.marker}'",)
-
-
-@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "protocol 4", "named as safetensors"])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, kind: str) -> None:
-    marker = tmp_path / "it ran"
-    content = {"params": {"conv_first.weight": torch.zeros(8, 3, 3, 3)}, "extra": Bomb(marker)}
-    path = tmp_path / ("net.safetensors" if kind == "named as safetensors" else "net.pth")
-    if kind == "zip":
-        torch.save(content, path)
-    elif kind == "legacy":
-        torch.save(content, path, _use_new_zipfile_serialization=False)
-    else:
-        protocol = 4 if kind == "protocol 4" else 2
-        path.write_bytes(pickle.dumps({"extra": Bomb(marker)}, protocol=protocol))
-    with pytest.raises(ModelError) as refusal:
-        load_generator(path)
-    assert not marker.exists()
-    assert "\n" not in str(refusal.value)
-    assert str(path) in str(refusal.value)
-    if kind in ("zip", "legacy", "pickle"):
-        assert "posix.system" in str(refusal.value)
-
-
-def refusal_of(path: Path) -> str:
-    try:
-        load_generator(path)
-    except ModelError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
-    """Cut at many places and with bytes changed: a ModelError, or (changed weights) a network that loads."""
-    path = tmp_path / f"net{suffix}"
-    if suffix == ".pth":
-        torch.save({"params": made(network(COMPACT)).state_dict()}, path)
-    else:
-        save_weights(path, made(network(COMPACT)), network(COMPACT))
-    whole = path.read_bytes()
-    draw = random.Random(1)
-    for length in [0, 1, 7, 8, 9, *(draw.randrange(10, len(whole)) for _ in range(25)), len(whole) - 1]:
-        path.write_bytes(whole[:length])
-        with pytest.raises(ModelError) as refusal:
-            load_generator(path)
-        assert "\n" not in str(refusal.value)
-    for _ in range(60):
-        broken = bytearray(whole)
-        for _ in range(draw.randrange(1, 30)):
-            broken[draw.randrange(len(whole) if draw.random() < 0.5 else 600)] = draw.randrange(256)
-        path.write_bytes(broken)
-        assert "\n" not in refusal_of(path)
-
-
-def zipped(name: str) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(name, "inside")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "it is empty"),
-        (b"\r\n\n", "it is empty"),
-        (b"\xef\xbb\xbf\n <!DOCTYPE html>", "it is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "`git lfs pull`"),
-        (gzip.compress(b"weights"), "it is packed by gzip: unpack it"),
-        (zipped("4x.pth"), r"it is a zip archive of 4x\.pth: unpack it"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(90), "it is HDF5"),
-        (b"PK\x03\x04" + b"\0" * 90, "not a readable"),
-        (b"neither", "not a readable"),
-    ],
-)
-def test_other_files_are_refused_as_what_they_are(tmp_path: Path, content: bytes, what: str) -> None:
-    for suffix in (".pth", ".safetensors"):
-        (tmp_path / f"net{suffix}").write_bytes(content)
-        with pytest.raises(ModelError, match=what) as refusal:
-            load_generator(tmp_path / f"net{suffix}")
-        assert "\n" not in str(refusal.value)
-
-
-def test_the_content_counts_and_not_the_name(tmp_path: Path) -> None:
-    state = made(network(COMPACT)).state_dict()
-    torch.save(state, tmp_path / "torch.safetensors")
-    save_file(state, tmp_path / "safe.pth")
-    for name in ("torch.safetensors", "safe.pth"):
-        found = load_generator(tmp_path / name)[0].state_dict()
-        assert found.keys() == state.keys()
-        assert all(torch.equal(found[key], state[key]) for key in state)
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        (lambda tensor: tensor.to("meta"), "has a shape and no values"),
-        (lambda tensor: (tensor * 100).to(torch.int8), "is torch.int8"),
-        (lambda tensor: tensor.to(torch.complex64), "is torch.complex64"),
-        (lambda tensor: tensor * float("nan"), "not finite"),
-        (lambda tensor: tensor * float("inf"), "not finite"),
-    ],
-)
-def test_foreign_weights_that_no_network_computes_with_are_refused(
-    tmp_path: Path, change: Callable[[Tensor], Tensor], what: str
-) -> None:
-    """Also where spandrel would take them."""
-    torch.save({k: change(t) for k, t in made(network(COMPACT)).state_dict().items()}, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match=what):
-        load_generator(tmp_path / "net.pth")
-
-
-@pytest.mark.parametrize("content", [[1, 2], {}, {"params": {}}, {"epoch": 3}, torch.zeros(3)])
-def test_files_without_weights_are_refused(tmp_path: Path, content: object) -> None:
-    torch.save(content, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="no weights in it"):
-        load_generator(tmp_path / "net.pth")
-
-
-def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such weights file"):
-        load_generator(tmp_path / "none.pth")
-
-
-def test_a_forged_size_allocates_nothing(tmp_path: Path) -> None:
-    """A few kilobytes that claim an RRDBNet of tens of gigabytes."""
-    state = random_state({"conv_first": (1024, 3), "body.0.rdb1.conv1": (256, 2)})
-    state["body.127.rdb1.conv1.bias"] = torch.zeros(2)
-    torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="another network"):
-        load_generator(tmp_path / "net.pth")
-
-
-def test_sizes_out_of_range_are_refused(tmp_path: Path) -> None:
-    state = made(network(MSR)).state_dict()
-    state["body.999999999999.conv1.bias"] = torch.zeros(8)
-    torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="blocks"):
-        load_generator(tmp_path / "net.pth")
-
-
-def test_gray_networks_are_named_as_such(tmp_path: Path) -> None:
-    torch.save(random_state({"conv_first": (8, 1), "body.0.conv1": (8, 8)}), tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="1 input channels, not RGB"):
-        load_generator(tmp_path / "net.pth")
 
 
 # -------------------------------------------------------------------------------------- strict loading
@@ -594,62 +387,6 @@ def test_our_files_load_in_spandrel(tmp_path: Path, spec: NetworkSpec) -> None:
 )
 def test_what_other_programs_would_misread_is_told(spec: NetworkSpec) -> None:
     assert foreign_use(spec)
-
-
-# ---------------------------------------------------------------------------------------------- ONNX
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "spec",
-    [
-        network(RRDBNetSpec(blocks=1, channels=8, growth=4), 2),
-        network(SRResNetSpec(blocks=1, channels=8), 3, "signed"),
-        network(DeblurGANSpec(blocks=1, channels=4), 1),
-        network(SPANSpec(blocks=1, channels=8), 2),
-        network(RLFNSpec(blocks=1, channels=8, attention=4), 2),
-    ],
-    ids=lambda spec: spec.generator.kind,
-)
-def test_onnx_answers_like_torch_at_any_size(tmp_path: Path, spec: NetworkSpec) -> None:
-    for package in ("onnx", "onnxscript"):
-        pytest.importorskip(package, reason="needs the ONNX packages: pip install ray-sr[onnx]")
-    runtime = pytest.importorskip("onnxruntime", reason="needs the ONNX packages: pip install ray-sr[onnx]")
-    module = made(spec)
-    result = export_onnx(module, tmp_path / "net.onnx")
-    assert result.max_difference is not None
-    assert result.max_difference < 1e-4
-    session = runtime.InferenceSession((tmp_path / "net.onnx").read_bytes(), providers=["CPUExecutionProvider"])
-    properties = session.get_modelmeta().custom_metadata_map
-    assert (properties["scale"], NetworkSpec.model_validate_json(properties["network"])) == (str(spec.scale), spec)
-    assert properties["multiple"] == "1"
-    for count, height, width in ((1, 8, 40), (3, 52, 12), (1, 8, 8), (1, 9, 23)):
-        image = torch.rand(count, 3, height, width)
-        with torch.inference_mode():
-            expected = module(image)
-        found = session.run(["upscaled"], {"image": image.numpy()})[0]
-        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-4)
-
-
-def test_a_graph_that_holds_the_size_it_was_made_at_is_told() -> None:
-    """As exporters make them of some networks of spandrel's; here of ours, with a sample and no free sizes."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="needs the ONNX packages: pip install ray-sr[onnx]")
-    module = made(network(COMPACT))
-    program = torch.onnx.export(
-        module, (torch.rand(1, 3, 16, 16),), dynamo=True, input_names=["image"], verbose=False
-    )
-    assert program is not None
-    with pytest.raises(ModelError, match=r"not written, because ONNX Runtime fails on it at 1x3x8x24: ") as refusal:
-        _difference(module, program.model_proto.SerializeToString())
-    assert "\n" not in str(refusal.value)
-
-
-def test_onnx_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ResourceError, match=r"onnxscript.*pip install ray-sr\[onnx\]"):
-        export_onnx(made(network(COMPACT)), tmp_path / "net.onnx")
-    assert not list(tmp_path.iterdir())
 
 
 # --------------------------------------------------------------------------------------- Python files
